@@ -1,0 +1,34 @@
+"""One whole check: what the last one left, a look at everything, a verdict, what the next needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from probe.report import Reason, Verdict, render, to_json
+from probe.settings import SettingError, Settings
+
+
+def check(settings: Settings) -> Verdict:
+    """Make one check within `settings.timeout` seconds. Never raises."""
+    from probe import judge, memory
+    from probe.observe import observe
+
+    file = memory.path(settings.state_dir, settings.host)
+    past = memory.load(file)
+    observation = observe(settings, past)
+    verdict, present = judge.judge(observation, past, settings, time.monotonic())
+    memory.save(file, present)
+    return verdict
+
+
+def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
+    """Make one check, print its verdict and end the process with its exit code."""
+    try:
+        verdict = check(Settings.from_flags_and_env(flags, os.environ))
+    except SettingError as error:
+        verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
+    print(to_json(verdict) if as_json else render(verdict), flush=True)
+    # An NVML call that hangs holds a thread; the verdict is out, so nothing waits for it.
+    os._exit(verdict.exit_code)

@@ -1,0 +1,268 @@
+"""HTTP to Ollama: loaded models, a timed generation. The only file that imports `httpx`."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+PROMPT = "a"
+FOREVER = -1.0
+"""A `keep_alive` that means: never unload."""
+
+_NO_TLS = object()
+
+_BODY_LIMIT_BYTES = 8 << 20
+
+
+class ApiError(Exception):
+    """The server gave no usable answer; its text says what it gave instead."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One row of `/api/ps`.
+
+    Attributes:
+        name: full name with its tag, as the server lists it.
+        size_bytes: memory it takes in all.
+        size_vram_bytes: how much of that Ollama says is in VRAM.
+        expires_at: when it is to be unloaded, on this machine's monotonic clock, in seconds.
+        expires_text: the same as the server wrote it.
+        context_length: tokens; None on servers that do not say.
+    """
+
+    name: str
+    size_bytes: int = 0
+    size_vram_bytes: int = 0
+    expires_at: float = 0.0
+    expires_text: str = ""
+    context_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a request for one token ended.
+
+    Attributes:
+        outcome: `token`; `silent`, nothing came in time; `error`, the server refused.
+        seconds: how long that took.
+        status: HTTP status of an `error`; None when the connection broke.
+        message: the server's own words for an `error`.
+    """
+
+    outcome: Literal["token", "silent", "error"]
+    seconds: float = 0.0
+    status: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class RunnerHealth:
+    """What a runner process says of itself: ready, loading with its progress, or silent."""
+
+    state: Literal["ready", "loading", "silent"]
+    progress: float = 0.0
+
+
+def same_model(a: str, b: str) -> bool:
+    """Whether two names mean one model: the tag defaults to `latest`, the case does not matter."""
+    return _full_name(a) == _full_name(b)
+
+
+class Server:
+    """One Ollama server, asked over one connection. Timeouts are in seconds."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        # The server is in this container: a proxy from the environment would only be in the way.
+        self._client = httpx.Client(
+            base_url=url, trust_env=False, verify=_trust(url), follow_redirects=False
+        )
+
+    def loaded(self, timeout: float) -> tuple[LoadedModel, ...]:
+        """The models in memory; raises `ApiError`."""
+        rows = self._get("/api/ps", timeout).get("models")
+        offset = time.monotonic() - time.time()
+        try:
+            return tuple(_loaded_model(row, offset) for row in rows or ())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ApiError("/api/ps: not an answer of Ollama's") from None
+
+    def is_installed(self, model: str, timeout: float) -> bool:
+        """Whether the server has this model on disk; raises `ApiError`."""
+        rows = self._get("/api/tags", timeout).get("models") or ()
+        return any(same_model(str(row.get("name", "")), model) for row in rows)
+
+    def blob(self, model: str, timeout: float) -> str:
+        """File name of the weights of a model, `sha256-...`; empty when the server does not say."""
+        with contextlib.suppress(httpx.HTTPError, TimeoutError, ValueError, AttributeError):
+            reply = self._client.post("/api/show", json={"model": model}, timeout=timeout)
+            match = re.search(r"^FROM .*?(sha256-\w+)", reply.json().get("modelfile", ""), re.M)
+            return match[1] if match else ""
+        return ""
+
+    def generate(
+        self,
+        model: str,
+        *,
+        token: bool,
+        keep_alive_seconds: float,
+        options: Mapping[str, int],
+        timeout: float,
+    ) -> Answer:
+        """Ask a loaded model for one token, or only touch it.
+
+        Args:
+            model: a model that is loaded. The request ends with `timeout`, and if the server
+                had to load the model for it, that load is thrown away.
+            token: False sets `keep_alive` and generates nothing.
+            keep_alive_seconds: how long the model is to stay after this request; `FOREVER`.
+            options: those that the model was loaded with, or else the server loads it anew.
+            timeout: in seconds.
+        """
+        started = time.monotonic()
+        body = _generate_body(model, token, keep_alive_seconds, options)
+        try:
+            reply = self._client.post("/api/generate", json=body, timeout=timeout)
+            return _answer(reply.status_code, reply.content, time.monotonic() - started)
+        except (httpx.TimeoutException, TimeoutError):
+            return Answer("silent", time.monotonic() - started)
+        except httpx.HTTPError as error:
+            return Answer("error", time.monotonic() - started, message=_words(error))
+
+    def load(self, model: str, timeout: float) -> Answer:
+        """Ask for a model that is not loaded, and go away after `timeout` without ending its load.
+
+        Ollama ends a load when the client that asked for it hangs up. It learns of that by
+        reading one byte ahead on the connection, so a line break behind the request (which
+        HTTP allows, RFC 9112 section 2.2) leaves it one byte to read, and hides our going.
+        The load goes on in the server; no process has to stay behind to hold it.
+        """
+        started = time.monotonic()
+        where = urlsplit(self.url)
+        make = (
+            http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
+        )
+        connection = make(where.hostname or "", where.port, timeout=timeout)
+        body = json.dumps(_generate_body(model, True, FOREVER, {}))
+        try:
+            connection.request(
+                "POST",
+                f"{where.path}/api/generate",
+                body,
+                {"Content-Type": "application/json", "Connection": "close"},
+            )
+            reply = connection.getresponse()
+            return _answer(reply.status, reply.read(_BODY_LIMIT_BYTES), time.monotonic() - started)
+        except TimeoutError:
+            return Answer("silent", time.monotonic() - started)
+        except (OSError, http.client.HTTPException) as error:
+            return Answer("error", time.monotonic() - started, message=_words(error))
+        finally:
+            with contextlib.suppress(OSError):
+                if connection.sock is not None:
+                    connection.sock.sendall(b"\r\n")
+            connection.close()
+
+    def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
+        """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
+        try:
+            reply = self._client.get(f"http://127.0.0.1:{port}/health", timeout=timeout)
+            body = reply.json()
+            status, progress = body["status"], float(body.get("progress", 0))
+        except (httpx.TimeoutException, TimeoutError):
+            return RunnerHealth("silent")
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        # llm.ServerStatus of Ollama: 0 ready, 1 no slot, 2 loading (3, 4 in newer ones: launching)
+        return RunnerHealth("ready" if status in (0, 1) else "loading", progress)
+
+    def _get(self, path: str, timeout: float) -> dict[str, Any]:
+        try:
+            with self._client.stream("GET", path, timeout=timeout) as reply:
+                content = b""
+                for chunk in reply.iter_bytes():
+                    content += chunk
+                    if len(content) > _BODY_LIMIT_BYTES:
+                        raise ApiError(f"{path}: the answer has no end")
+        except (httpx.TimeoutException, TimeoutError):
+            raise ApiError(f"{path}: no answer from {self.url} within {timeout:.1f} s") from None
+        except httpx.HTTPError as error:
+            raise ApiError(f"{path}: {self.url}: {_words(error)}") from None
+        if reply.status_code != 200:
+            raise ApiError(f"{path}: {self.url} answered HTTP {reply.status_code}")
+        try:
+            body = json.loads(content)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ApiError(f"{path}: {self.url} did not answer with Ollama's JSON")
+        return body
+
+
+def _trust(url: str) -> Any:
+    """What httpx checks a certificate with: nothing for plain HTTP.
+
+    Making a TLS context takes a tenth of a whole check, and httpx makes one even for plain HTTP.
+    """
+    return True if url.startswith("https") else _NO_TLS
+
+
+def _full_name(name: str) -> str:
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else name + ":latest"
+
+
+def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
+    text = row["expires_at"]
+    # Go writes nanoseconds; Python reads at most microseconds.
+    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+    context = row.get("context_length")
+    return LoadedModel(
+        name=row["name"],
+        size_bytes=int(row.get("size", 0)),
+        size_vram_bytes=int(row.get("size_vram", 0)),
+        expires_at=moment.timestamp() + offset,
+        expires_text=text,
+        context_length=int(context) if context else None,
+    )
+
+
+def _generate_body(
+    model: str, token: bool, keep_alive_seconds: float, options: Mapping[str, int]
+) -> dict[str, Any]:
+    forever = keep_alive_seconds == FOREVER
+    return {
+        "model": model,
+        "prompt": PROMPT if token else "",
+        "raw": token,  # no template, no system prompt, no thinking
+        "stream": False,
+        "keep_alive": -1 if forever else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms",
+        "options": {**options, "num_predict": 1},
+    }
+
+
+def _answer(status: int, content: bytes, seconds: float) -> Answer:
+    try:
+        body = json.loads(content)
+        message = str(body.get("error", ""))
+        done = bool(body.get("done"))
+    except (ValueError, AttributeError):
+        message, done = "not an answer of Ollama's", False
+    if status == 200 and done and not message:
+        return Answer("token", seconds)
+    return Answer("error", seconds, status, message or f"HTTP {status}")
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,88 @@
+"""The runner processes of an Ollama server, read from /proc of this container.
+
+The server's API does not say how a model was loaded. The command line of the process that
+serves it does, and its CPU time tells work from silence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One runner process.
+
+    Attributes:
+        pid: its process id.
+        started: its start, in clock ticks since boot; with `pid` it names one process for ever.
+        port: where it listens on loopback.
+        blob: file name of the model's weights, `sha256-...`.
+        num_ctx: context length that a request for this model was loaded with, in tokens.
+        num_batch: its batch size, in tokens.
+        num_thread: its threads.
+        cpu_seconds: CPU time it has used so far.
+        model_on_cpu_by_choice: it was told to put no layer on a GPU.
+    """
+
+    pid: int
+    started: int
+    port: int | None = None
+    blob: str = ""
+    num_ctx: int | None = None
+    num_batch: int | None = None
+    num_thread: int | None = None
+    cpu_seconds: float = 0.0
+    model_on_cpu_by_choice: bool = False
+
+    @property
+    def identity(self) -> str:
+        """The same for one process at every look, and never for another one."""
+        return f"{self.pid}/{self.started}"
+
+    @property
+    def shape(self) -> str:
+        """The same for every runner that was started alike, whatever its process."""
+        return f"{self.blob}/{self.num_ctx}/{self.num_batch}/{self.num_thread}"
+
+
+def find(proc: str = "/proc") -> tuple[Runner, ...]:
+    """Every runner that can be seen. What cannot be read is left out; never raises."""
+    runners = []
+    for entry in os.listdir(proc):
+        if entry.isdigit():
+            runner = _runner(proc, int(entry))
+            if runner is not None:
+                runners.append(runner)
+    return tuple(runners)
+
+
+def _runner(proc: str, pid: int) -> Runner | None:
+    try:
+        with open(f"{proc}/{pid}/cmdline", "rb") as file:
+            words = file.read().decode(errors="replace").split("\0")
+        if "runner" not in words[1:3]:  # `ollama runner --model ... --port ...`
+            return None
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            stat = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    options = {key.lstrip("-"): value for key, value in pairwise(words)}
+    num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
+    return Runner(
+        pid=pid,
+        started=int(stat[19]),
+        port=_number(options.get("port")),
+        blob=os.path.basename(options.get("model", "")),
+        num_ctx=num_ctx // (parallel or 1) if num_ctx else None,
+        num_batch=_number(options.get("batch-size")),
+        num_thread=_number(options.get("threads")),
+        cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

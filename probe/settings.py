@@ -1,0 +1,264 @@
+"""Every knob of the probe, and the small machine that reads knobs for both programs.
+
+A knob is read from its flag, else from its environment variable, else it has its
+default. A bad value is one `SettingError`: what, where, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class SettingError(ValueError):
+    """A setting has a value that is not allowed; its text is the whole message for the user."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting: its name, how it is read, what it means.
+
+    Attributes:
+        name: attribute name in the settings object; the flag is `--` plus it with dashes.
+        env: the environment variable.
+        default: the default, as a user would write it.
+        parse: text to value; raises `ValueError` for what is not allowed.
+        allowed: what is allowed, in words that end the error message.
+        help: one line for `--help` and the documentation.
+        secret: its value must never be shown, not even when it is wrong.
+    """
+
+    name: str
+    env: str
+    default: str
+    parse: Callable[[str], Any]
+    allowed: str
+    help: str
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def read(
+    knobs: Sequence[Knob], flags: Mapping[str, str | None], env: Mapping[str, str]
+) -> dict[str, Any]:
+    """Read every knob.
+
+    Args:
+        knobs: what to read.
+        flags: values given as flags, by knob name; None where a flag was not given.
+        env: the environment. A variable that is empty counts as not set.
+
+    Returns:
+        One parsed value for each knob's name.
+
+    Raises:
+        SettingError: for the first value that is not allowed.
+    """
+    values = {}
+    for knob in knobs:
+        flag = flags.get(knob.name)
+        if flag is not None:
+            source, text = knob.flag, flag
+        elif env.get(knob.env, "") != "":
+            source, text = knob.env, env[knob.env]
+        else:
+            source, text = knob.env, knob.default
+        try:
+            values[knob.name] = knob.parse(text.strip())
+        except ValueError:
+            shown = "(hidden)" if knob.secret else repr(text)
+            raise SettingError(f"{source}={shown}: must be {knob.allowed}") from None
+    return values
+
+
+def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
+    """A parser for a number of seconds within bounds (both allowed), and those bounds in words."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse, f"a number of seconds from {low:g} to {high:g}"
+
+
+def one_of(*choices: str) -> tuple[Callable[[str], str], str]:
+    """A parser for one of some words, in any case, and those words."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse, "one of " + ", ".join(choices)
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 100:
+        raise ValueError(text)
+    return value
+
+
+def ollama_url(text: str) -> str:
+    """The URL at which a client in the same container reaches the server of `OLLAMA_HOST`.
+
+    Follows Ollama's own reading of the variable: the scheme defaults to http, the port to
+    11434 (80 and 443 where a scheme was written), and an address that means "all
+    interfaces" when listening means loopback here.
+
+    Raises:
+        ValueError: when no server can be meant by it.
+    """
+    scheme, separator, rest = text.strip().strip("\"'").partition("://")
+    if not separator:
+        scheme, rest = "http", scheme
+    if scheme not in ("http", "https"):
+        raise ValueError(text)
+    default_port = 11434 if not separator else 443 if scheme == "https" else 80
+    hostport, slash, path = rest.partition("/")
+    if hostport.count(":") > 1 and not hostport.startswith("["):
+        hostport = f"[{hostport}]"  # a bare IPv6 address
+    parts = urlsplit(f"//{hostport}")
+    host, port = parts.hostname or "127.0.0.1", parts.port
+    if parts.username is not None or any(c.isspace() or c in "?#" for c in hostport):
+        raise ValueError(text)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if address.is_unspecified:
+            address = ip_address("127.0.0.1" if address.version == 4 else "::1")
+        host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{scheme}://{host}:{default_port if port is None else port}{slash}{path}".rstrip("/")
+
+
+_GO_DURATION = re.compile(r"(\d+(?:\.\d*)?)(h|ms|m|s|us|µs|ns)")
+_GO_UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def ollama_keep_alive(text: str) -> float:
+    """`OLLAMA_KEEP_ALIVE` in seconds, infinite where negative; 5 minutes for nonsense."""
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
+    if digits.isdigit():
+        value = float(digits)
+    elif digits and not _GO_DURATION.sub("", digits):
+        value = sum(float(n) * _GO_UNITS[unit] for n, unit in _GO_DURATION.findall(digits))
+    else:
+        return 300.0
+    return math.inf if sign < 0 else value
+
+
+_timeout, _timeout_allowed = seconds(1, 300)
+_load, _load_allowed = seconds(10, 86_400)
+_busy, _busy_allowed = seconds(10, 86_400)
+_gpu, _gpu_allowed = one_of("auto", "required", "off")
+
+KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "host",
+        "OLLAMA_HOST",
+        "127.0.0.1:11434",
+        ollama_url,
+        "an address as Ollama takes it: host, host:port, :port or http(s)://host:port",
+        "Where the Ollama server listens.",
+    ),
+    Knob(
+        "model",
+        "PROBE_MODEL",
+        "",
+        lambda text: text or None,
+        "a model's name",
+        "A model that is required: it is kept loaded, and not having it is a fault. "
+        "Empty: look at whatever is loaded.",
+    ),
+    Knob(
+        "gpu",
+        "PROBE_GPU",
+        "auto",
+        _gpu,
+        _gpu_allowed,
+        "Whether a GPU is expected. auto: when this container has a driver library or a "
+        "device node, or an earlier check saw a GPU.",
+    ),
+    Knob(
+        "timeout",
+        "PROBE_TIMEOUT",
+        "10",
+        _timeout,
+        _timeout_allowed,
+        "The deadline of one whole check. Keep it below the HEALTHCHECK's own --timeout.",
+    ),
+    Knob(
+        "load_timeout",
+        "PROBE_LOAD_TIMEOUT",
+        "600",
+        _load,
+        _load_allowed,
+        "How long a model may take to load before that counts as stalled.",
+    ),
+    Knob(
+        "busy_timeout",
+        "PROBE_BUSY_TIMEOUT",
+        "600",
+        _busy,
+        _busy_allowed,
+        "How long a server may be too busy to answer the check before that counts as stalled.",
+    ),
+    Knob(
+        "min_vram",
+        "PROBE_MIN_VRAM_PERCENT",
+        "1",
+        _percent,
+        "a percentage above 0 and up to 100",
+        "How much of the model must be in VRAM where a GPU is there.",
+    ),
+    Knob(
+        "keep_alive",
+        "OLLAMA_KEEP_ALIVE",
+        "5m",
+        ollama_keep_alive,
+        "a duration as Ollama takes it",
+        "The server's own setting: for how long it keeps a model that nobody uses.",
+    ),
+    Knob(
+        "state_dir",
+        "PROBE_STATE_DIR",
+        "/dev/shm",
+        str,
+        "a directory",
+        "Where a check leaves a few facts for the next (tmpfs, writable in every container).",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The probe's settings; see `KNOBS` for meaning and bounds. Times are in seconds."""
+
+    host: str = "http://127.0.0.1:11434"
+    model: str | None = None
+    gpu: str = "auto"
+    timeout: float = 10.0
+    load_timeout: float = 600.0
+    busy_timeout: float = 600.0
+    min_vram: float = 1.0
+    keep_alive: float = 300.0
+    state_dir: str = "/dev/shm"
+
+    @classmethod
+    def from_flags_and_env(
+        cls, flags: Mapping[str, str | None], env: Mapping[str, str]
+    ) -> Settings:
+        """Read `KNOBS`; raises `SettingError`."""
+        return cls(**read(KNOBS, flags, env))
