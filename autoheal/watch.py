@@ -1,0 +1,98 @@
+"""Events, reconnection and periodic listing → a stream of `Sighting`s. Nothing is missed."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+
+from autoheal.decide import Sighting
+from autoheal.engine import Engine, EngineError, NoSuchContainerError
+
+FIRST_RETRY_SECONDS = 0.2
+LONGEST_RETRY_SECONDS = 5.0
+
+_log = logging.getLogger("autoheal")
+
+
+class Watch:
+    """Watches one engine in threads of its own, and puts what it sees into `sightings`.
+
+    Events tell at once. They are lost while nobody listens, so all unhealthy containers are
+    listed after each (re)connection, and every `interval` seconds besides.
+
+    Attributes:
+        sightings: what was seen, oldest first.
+        contact: when the engine last answered, in seconds of the monotonic clock; None if never.
+    """
+
+    def __init__(self, engine: Engine, label: str, interval: float) -> None:
+        self.sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
+        self.contact: float | None = None
+        self._engine, self._label, self._interval = engine, label, interval
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Begin to watch; returns at once."""
+        for run in (self._follow, self._list_now_and_then):
+            threading.Thread(target=run, name=run.__name__, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop watching and wake whoever waits for a sighting. Safe in a signal handler."""
+        self._stopping.set()
+        self.sightings.put(None)
+
+    def look(self, container: str) -> None:
+        """Put this container's present state into `sightings`; one that is gone is left out."""
+        try:
+            sighting = self._engine.look(container)
+        except NoSuchContainerError:
+            return
+        self.contact = time.monotonic()
+        self.sightings.put(sighting)
+
+    def look_soon(self, container: str) -> None:
+        """`look`, without waiting for the engine."""
+        threading.Thread(target=self._look_quietly, args=(container,), daemon=True).start()
+
+    def _look_quietly(self, container: str) -> None:
+        try:
+            self.look(container)
+        except EngineError as error:
+            _log.debug("%s", error)  # the listing after the reconnection will see it
+
+    def _follow(self) -> None:
+        retry = FIRST_RETRY_SECONDS
+        said = ""
+        while not self._stopping.is_set():
+            try:
+                events = self._engine.events(self._label)
+                _log.info("watching the Docker engine at %s", self._engine.url)
+                said, retry = "", FIRST_RETRY_SECONDS
+                self._list()  # after the stream is open: what happens in between is in both
+                for container in events:
+                    self.look(container)
+                problem = "the engine closed the connection"
+            except EngineError as error:
+                problem = str(error)
+            if self._stopping.is_set():
+                return
+            if problem != said:
+                _log.warning("%s; trying again until it answers", problem)
+                said = problem
+            self._stopping.wait(retry)
+            retry = min(retry * 2, LONGEST_RETRY_SECONDS)
+
+    def _list_now_and_then(self) -> None:
+        while not self._stopping.wait(self._interval):
+            try:
+                self._list()
+            except EngineError as error:
+                _log.debug("%s", error)  # `_follow` says it
+
+    def _list(self) -> None:
+        containers = self._engine.unhealthy(self._label)
+        self.contact = time.monotonic()
+        for container in containers:
+            self.look(container)
