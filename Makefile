@@ -1,0 +1,54 @@
+# `make up` and `make test` do all their own set-up; see the README.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OLLAMA_PORT ?= 11434
+export OLLAMA_PORT
+
+.PHONY: help up down clean demo test test-unit test-e2e lint lock bench
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+up:  ## a healthy Ollama watched by autoheal, from nothing
+	@$(PYTHON) -m scripts.up
+
+down:  ## stop it; models and images stay
+	@docker compose down
+
+clean:  ## remove it all: containers, models, images, the virtual environment
+	@docker compose down --volumes --rmi local --remove-orphans
+	@docker images --quiet --filter reference='ollama-autoheal/*' | sort -u | xargs -r docker rmi --force
+	@rm -rf $(VENV) .logs
+
+demo: $(VENV)/.ready  ## break it on purpose and watch it being healed
+	@$(BIN)/python -m scripts.demo
+
+test: lint test-unit test-e2e  ## everything
+
+test-unit: $(VENV)/.ready  ## what needs no engine, in seconds
+	$(BIN)/python -m pytest tests/unit
+
+test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
+	@$(PYTHON) -m scripts.up
+	$(BIN)/python -m pytest tests/e2e
+
+lint: $(VENV)/.ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready  ## every figure in the documentation
+	$(BIN)/python -m bench.probe_cost
+	$(BIN)/python -m bench.time_to_kill
+	$(BIN)/python -m bench.autoheal_idle
+
+lock:  ## write requirements/*.txt anew
+	@cd requirements && for set in probe autoheal bundle dev; do \
+	    uv pip compile --quiet --no-header --universal --python-version 3.11 --generate-hashes \
+	        $$set.in -o $$set.txt; done
+
+$(VENV)/.ready: requirements/dev.txt
+	@$(PYTHON) -m scripts.venv $(VENV)
+	@touch $@

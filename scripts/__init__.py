@@ -1,0 +1,1 @@
+"""What `make` calls. These run before anything is installed: standard library only."""

@@ -1,0 +1,104 @@
+"""`make up`: from a fresh machine to a healthy Ollama watched by autoheal."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from scripts import engine, images
+from scripts.say import FailedError, main, run, say, step
+
+WAIT_SECONDS = 900
+PORT = os.environ.get("OLLAMA_PORT") or "11434"
+
+
+def up() -> None:
+    say("1. A Docker Engine")
+    engine.ensure()
+    say("2. The base images")
+    environment = {**os.environ, **images.ensure()}
+    files = ["-f", "compose.yaml"]
+    if engine.has_gpu_runtime():
+        say("The engine has a GPU runtime: Ollama gets the GPUs (compose.gpu.yaml).")
+        files += ["-f", "compose.gpu.yaml"]
+    compose = ["docker", "compose", *files]
+    say("3. The probe and autoheal")
+    for service in ("ollama", "autoheal"):
+        with step(f"building ollama-autoheal/{service}"):
+            run([*compose, "--progress", "plain", "build", service], env=environment, log="build")
+    say("4. Both services")
+    _check_port(compose)
+    run([*compose, "up", "--detach", "--no-build"], env=environment, log="up")
+    _wait(compose)
+    say(
+        f"""
+Ollama answers at http://127.0.0.1:{PORT}, and is healed when it does not. Look next at
+
+  docker compose ps                      both services and their health
+  docker inspect --format '{{{{(index .State.Health.Log 0).Output}}}}' ollama-autoheal-ollama-1
+                                         what the probe says
+  docker compose logs -f autoheal        what was decided, and why
+  docker compose exec ollama ollama run llama3.2:1b
+                                         a model to talk to, where it can be pulled
+  make demo                              break it, and watch it being healed
+  make down                              stop it; the models stay (make clean removes all)"""
+    )
+
+
+def _check_port(compose: list[str]) -> None:
+    """Say it plainly when another program has the port; the engine's own words are long."""
+    if run([*compose, "ps", "--status", "running", "--quiet", "ollama"]).strip():
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(PORT)))
+        except ValueError:
+            raise FailedError(f"OLLAMA_PORT={PORT!r}: must be a port number") from None
+        except OSError:
+            raise FailedError(
+                f"Port {PORT} of this machine is taken, perhaps by an Ollama outside of Docker. "
+                "Stop that, or choose another: make up OLLAMA_PORT=11435"
+            ) from None
+
+
+def _wait(compose: list[str]) -> None:
+    """Wait until both services are healthy, and say each change."""
+    started = time.monotonic()
+    said: dict[str, str] = {}
+    while True:
+        states = {row["Service"]: row for row in _rows(compose)}
+        for service, row in states.items():
+            state = row["Health"] or row["State"]
+            if said.get(service) != state:
+                said[service] = state
+                say(f"  {time.monotonic() - started:4.0f} s  {service}: {state}")
+            if row["State"] in ("restarting", "exited", "dead"):
+                raise FailedError(f"{service} does not stay up; see: docker compose logs {service}")
+            if row["Health"] == "unhealthy":
+                line = _last_line(row["ID"])
+                raise FailedError(f"{service} is unhealthy: {line}")
+        if len(states) == 2 and all(row["Health"] == "healthy" for row in states.values()):
+            return
+        if time.monotonic() - started > WAIT_SECONDS:
+            raise FailedError(f"not healthy after {WAIT_SECONDS} s; see: docker compose logs")
+        time.sleep(0.5)
+
+
+def _rows(compose: list[str]) -> list[dict[str, Any]]:
+    output = run([*compose, "ps", "--all", "--format", "json"], log="up")
+    return [json.loads(line) for line in output.splitlines() if line.strip()]
+
+
+def _last_line(container: str) -> str:
+    log = json.loads(
+        run(["docker", "inspect", "--format", "{{json .State.Health.Log}}", container])
+    )
+    return str(log[-1]["Output"]).strip() if log else "its check says nothing"
+
+
+if __name__ == "__main__":
+    main(up)
