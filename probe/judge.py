@@ -20,7 +20,7 @@ TEN_YEARS_SECONDS = 10 * 365 * 86_400
 """A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
 
 SAME_SECONDS = 1.0
-"""Two times closer than this are the same: a request of ours took that long, not a user's."""
+"""Two lengths of time closer than this are taken for one."""
 
 ORDINARY_GAP_SECONDS = 30.0
 """Time between two checks where it is not known yet."""
@@ -62,14 +62,16 @@ class Asked:
     Attributes:
         ask: the request.
         answer: how it ended.
-        expires_at: the model's expiry after it; None when it is gone.
+        ended_at: when that was, in seconds of the monotonic clock.
+        model: its row in `/api/ps` after it; None when it is gone.
         cpu_seconds: CPU time its runner used while we waited; None where it cannot be seen.
         reloaded: another process serves the model than before: our request made it load anew.
     """
 
     ask: Ask
     answer: Answer
-    expires_at: float | None = None
+    ended_at: float = 0.0
+    model: LoadedModel | None = None
     cpu_seconds: float | None = None
     reloaded: bool = False
 
@@ -185,8 +187,7 @@ def _identity(seen: Seen) -> str:
 
 def _used_since(seen: Seen, past: ModelMemory) -> bool:
     """A user's request has completed since the last check, which proves the server well."""
-    moved = abs(seen.model.expires_at - past.left_at) > SAME_SECONDS
-    return moved and not seen.unfinished
+    return seen.model.expires_text != past.left and not seen.unfinished
 
 
 def _options(seen: Seen, memory: Memory) -> dict[str, int] | None:
@@ -200,6 +201,8 @@ def _options(seen: Seen, memory: Memory) -> dict[str, int] | None:
     options = {"num_ctx": num_ctx}
     if runner is not None and runner.num_batch is not None:
         options["num_batch"] = runner.num_batch
+    if runner is not None and runner.num_thread is not None:
+        options["num_thread"] = runner.num_thread
     return options
 
 
@@ -488,15 +491,19 @@ def _model_memory(
             expires_at = model.expires_at
             if named != lent:
                 session, lent = named, None
-    left_at = model.expires_at
+    left = model
     if asked is not None and asked.answer.outcome != "error":
-        left_at = model.expires_at if asked.expires_at is None else asked.expires_at
+        left = asked.model or model
         lent = asked.ask.keep_alive_seconds
         if asked.ask.token:
             token = asked.answer.seconds if asked.answer.outcome == "token" else token
         else:
-            expires_at = left_at  # what we gave back
-    return ModelMemory(_identity(seen), expires_at, left_at, session, lent, token, in_vram)
+            expires_at = left.expires_at  # what we gave back
+        if lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS:
+            left = replace(left, expires_text="")  # a user's request ended since ours: look again
+    return ModelMemory(
+        _identity(seen), expires_at, left.expires_text, session, lent, token, in_vram
+    )
 
 
 def _merged(known: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:

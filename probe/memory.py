@@ -21,7 +21,7 @@ class ModelMemory:
     Attributes:
         runner: identity of the process that served it.
         expires_at: when it is to be unloaded, as the last user's request left it.
-        left_at: what its `expires_at` was after our last look; another value means that a
+        left: its expiry as the server wrote it at our last look; another text means that a
             user's request has completed since.
         session_seconds: how long a user's request keeps it loaded.
         lent_seconds: what our own last request set that to; None when it is as users left it.
@@ -31,7 +31,7 @@ class ModelMemory:
 
     runner: str = ""
     expires_at: float = 0.0
-    left_at: float = 0.0
+    left: str = ""
     session_seconds: float = 0.0
     lent_seconds: float | None = None
     token_seconds: float = 0.0
@@ -106,7 +106,7 @@ def _from_json(fields: dict[str, Any]) -> Memory:
         str(name): ModelMemory(
             runner=str(m["runner"]),
             expires_at=float(m["expires_at"]),
-            left_at=float(m["left_at"]),
+            left=str(m["left"]),
             session_seconds=float(m["session_seconds"]),
             lent_seconds=_optional(m["lent_seconds"]),
             token_seconds=float(m["token_seconds"]),

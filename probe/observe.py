@@ -89,7 +89,7 @@ def _ask_models(
                 options=ask.options,
                 timeout=_left(end),
             )
-            asked[s.model.name] = Asked(ask, answer)
+            asked[s.model.name] = Asked(ask, answer, time.monotonic())
     before = {s.model.name: s.runner for s in seen}
     after = {r.identity: r for r in runners.find()} if any(before.values()) else {}
     if asked:
@@ -126,17 +126,17 @@ def _look_back(
 ) -> dict[str, Asked]:
     """What our requests changed: each model's expiry, its runner's CPU time, its process."""
     try:
-        expiry = {m.name: m.expires_at for m in server.loaded(_RESERVE_SECONDS)}
+        present = {m.name: m for m in server.loaded(_RESERVE_SECONDS)}
     except (ApiError, TimeoutError):
-        expiry = {}
+        present = {}
     result = {}
     for name, one in asked.items():
         runner = before.get(name)
         result[name] = replace(
             one,
-            expires_at=expiry.get(name),
+            model=present.get(name),
             cpu_seconds=None if runner is None else _used(runner, after),
-            reloaded=runner is not None and runner.identity not in after and name in expiry,
+            reloaded=runner is not None and runner.identity not in after and name in present,
         )
     return result
 

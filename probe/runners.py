@@ -22,7 +22,8 @@ class Runner:
         blob: file name of the model's weights, `sha256-...`.
         num_ctx: context length that a request for this model was loaded with, in tokens.
         num_batch: its batch size, in tokens.
-        num_thread: its threads.
+        num_thread: its threads; None where that is the number the server takes by itself.
+        shape: its command line but for the port: the same for every runner started alike.
         cpu_seconds: CPU time it has used so far.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
     """
@@ -34,6 +35,7 @@ class Runner:
     num_ctx: int | None = None
     num_batch: int | None = None
     num_thread: int | None = None
+    shape: str = ""
     cpu_seconds: float = 0.0
     model_on_cpu_by_choice: bool = False
 
@@ -41,11 +43,6 @@ class Runner:
     def identity(self) -> str:
         """The same for one process at every look, and never for another one."""
         return f"{self.pid}/{self.started}"
-
-    @property
-    def shape(self) -> str:
-        """The same for every runner that was started alike, whatever its process."""
-        return f"{self.blob}/{self.num_ctx}/{self.num_batch}/{self.num_thread}"
 
 
 def find(proc: str = "/proc") -> tuple[Runner, ...]:
@@ -70,17 +67,37 @@ def _runner(proc: str, pid: int) -> Runner | None:
     except OSError:
         return None
     options = {key.lstrip("-"): value for key, value in pairwise(words)}
+    port = options.pop("port", None)
     num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
     return Runner(
         pid=pid,
         started=int(stat[19]),
-        port=_number(options.get("port")),
+        port=_number(port),
         blob=os.path.basename(options.get("model", "")),
         num_ctx=num_ctx // (parallel or 1) if num_ctx else None,
         num_batch=_number(options.get("batch-size")),
-        num_thread=_number(options.get("threads")),
+        num_thread=_chosen_threads(proc, _number(options.get("threads"))),
+        shape=" ".join(word for word in words[1:] if word != port),
         cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
+    )
+
+
+def _chosen_threads(proc: str, threads: int | None) -> int | None:
+    """The number of threads, unless it is the one that Ollama takes when nobody chooses."""
+    if threads is None:
+        return None
+    try:
+        with open(f"{proc}/cpuinfo", encoding="utf-8") as file:
+            fields = [line.split(":") for line in file if ":" in line]
+    except OSError:
+        fields = []
+    pairs = [(key.strip(), value.strip()) for key, value, *_ in fields]
+    processors = [value for key, value in pairs if key == "processor"]
+    chips = [value for key, value in pairs if key == "physical id"]
+    cores = [value for key, value in pairs if key == "core id"]
+    return (
+        None if threads in (len(processors), len({*zip(chips, cores, strict=False)})) else threads
     )
 
 

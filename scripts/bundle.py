@@ -44,7 +44,6 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--command", required=True, metavar="NAME=MODULE:FUNCTION")
     options.add_argument("--target", required=True, type=Path)
-    options.add_argument("--include", nargs="*", default=[], metavar="MODULE")
     options.add_argument("--unwanted", nargs="*", default=[], metavar="MODULE")
     args = options.parse_args()
     name, _, entry = args.command.partition("=")
@@ -52,7 +51,7 @@ def main() -> None:
 
     library = args.target / "lib" / VERSION
     (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
-    files = find_modules([module, *args.include, *HIDDEN], {*UNWANTED, *args.unwanted})
+    files = find_modules([module, *HIDDEN], {*UNWANTED, *args.unwanted})
     natives = [copy_module(source, library / relative) for relative, source in files.items()]
     interpreter = args.target / "bin" / "python3"
     interpreter.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,352 @@
+"""A real Docker Engine with a real Ollama, and the images that `make up` built."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import docker
+import httpx
+import pytest
+from docker.models.containers import Container
+
+from probe.report import Verdict, parse
+from scripts import small_model
+from tests.nvml import Nvml
+
+OLLAMA = "ollama-autoheal/ollama"
+AUTOHEAL = "ollama-autoheal/autoheal"
+MODELS = "ollama-autoheal-e2e-models"
+ROOT = Path(__file__).parents[2]
+
+SECOND = 1_000_000_000
+TEN_YEARS = 10 * 365 * 86_400
+
+
+class Patient:
+    """A container under test."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+
+    @property
+    def name(self) -> str:
+        return str(self.container.name)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        self.container.reload()
+        return dict(self.container.attrs)
+
+    @property
+    def health(self) -> str:
+        return str(self.attributes["State"]["Health"]["Status"])
+
+    @property
+    def lines(self) -> list[str]:
+        """What the last checks printed, oldest first."""
+        return [e["Output"].strip() for e in self.attributes["State"]["Health"]["Log"] or ()]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        return [v for v in map(parse, self.lines) if v is not None]
+
+    @property
+    def started_at(self) -> str:
+        return str(self.attributes["State"]["StartedAt"])
+
+    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
+        """Wait until something holds, looking after each event of this container."""
+        began = time.time()
+        stream = self.container.client.events(  # type: ignore[union-attr]
+            decode=True,
+            filters={"container": self.container.id},
+            since=int(began),
+            until=int(began + seconds),
+        )
+        if holds():
+            return
+        for _ in stream:
+            if holds():
+                return
+        pytest.fail(f"after {seconds} s not {what}: {self.health}, {self.lines}")
+
+    def wait_health(self, status: str, reason: str | None = None, seconds: float = 60) -> None:
+        def holds() -> bool:
+            verdicts = self.verdicts
+            return self.health == status and (
+                reason is None or bool(verdicts and verdicts[-1].reason == reason)
+            )
+
+        self.wait(holds, f"{status} {reason or ''}", seconds)
+
+    def wait_checks(self, count: int, seconds: float = 60) -> list[Verdict]:
+        """Wait for so many more checks, and return their verdicts."""
+        seen: dict[str, str] = {}
+        first = {e["Start"] for e in self.attributes["State"]["Health"]["Log"] or ()}
+
+        def holds() -> bool:
+            for entry in self.attributes["State"]["Health"]["Log"] or ():
+                if entry["Start"] not in first:
+                    seen[entry["Start"]] = entry["Output"]
+            return len(seen) >= count
+
+        self.wait(holds, f"{count} more checks", seconds)
+        return [v for v in map(parse, seen.values()) if v is not None]
+
+    def wait_restarted(self, before: str, seconds: float = 60) -> None:
+        def holds() -> bool:
+            state = self.attributes["State"]
+            return bool(state["StartedAt"] != before and state["Running"])
+
+        self.wait(holds, "restarted", seconds)
+
+    def pids(self, words: str) -> list[int]:
+        """Process ids, on this machine, of the container's processes with these words."""
+        rows = self.container.top(ps_args="-eo pid,args")["Processes"]
+        return [int(pid) for pid, args in rows if words in args]
+
+    def freeze(self, words: str) -> None:
+        pids = self.pids(words)
+        assert pids, f"no process {words!r}"
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+
+
+class Ollama(Patient):
+    """A container of our Ollama image."""
+
+    @property
+    def url(self) -> str:
+        network = self.attributes["NetworkSettings"]["Networks"]["bridge"]
+        return f"http://{network['IPAddress']}:11434"
+
+    def generate(self, model: str, tokens: int = 1, **options: int) -> dict[str, Any]:
+        """What a user does."""
+        reply = httpx.post(
+            f"{self.url}/api/generate",
+            json={
+                "model": model,
+                "prompt": "a b c",
+                "stream": False,
+                "options": {"num_predict": tokens, **options},
+            },
+            timeout=120,
+        )
+        reply.raise_for_status()
+        return dict(reply.json())
+
+    @property
+    def loaded(self) -> list[dict[str, Any]]:
+        return list(httpx.get(f"{self.url}/api/ps", timeout=10).json()["models"])
+
+    def seconds_left(self) -> float:
+        """Until the one loaded model is unloaded."""
+        [model] = self.loaded
+        text = re.sub(r"(\.\d{6})\d+", r"\1", model["expires_at"])
+        return datetime.fromisoformat(text).timestamp() - time.time()
+
+    @property
+    def log(self) -> str:
+        return self.container.logs().decode(errors="replace")
+
+
+class Autoheal:
+    """`autoheal run` as a process of this machine."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "autoheal.cli", "run"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip())
+                self._news.notify_all()
+
+    def wait_line(self, pattern: str, seconds: float = 60, count: int = 1) -> str:
+        """Wait until so many lines match, and return the last of them."""
+
+        def matches() -> list[str]:
+            return [line for line in self.lines if re.search(pattern, line)]
+
+        with self._news:
+            if not self._news.wait_for(lambda: len(matches()) >= count, seconds):
+                pytest.fail(f"no line {pattern!r} within {seconds} s in {self.lines}")
+            return matches()[-1]
+
+    def stop(self) -> float:
+        """Send SIGTERM; returns the seconds until it was gone."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+        return time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def engine() -> docker.DockerClient:
+    return docker.from_env()
+
+
+@pytest.fixture(scope="session")
+def models(engine: docker.DockerClient) -> Iterator[str]:
+    """A volume with two models: `tiny` loads at once, `big` takes seconds."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, layers, width in (("tiny", 2, 128), ("big", 16, 2048)):
+            small_model.write(Path(directory) / f"{name}.gguf", layers, width)
+            mmap = "\nPARAMETER use_mmap false" if name == "big" else ""
+            (Path(directory) / name).write_text(f"FROM /models/{name}.gguf{mmap}\n")
+        engine.volumes.create(MODELS)
+        container = engine.containers.run(
+            OLLAMA,
+            detach=True,
+            volumes={
+                MODELS: {"bind": "/root/.ollama", "mode": "rw"},
+                directory: {"bind": "/models", "mode": "ro"},
+            },
+            healthcheck={"test": ["CMD", "ollama-probe", "check"], "interval": SECOND // 2},
+        )
+        try:
+            Patient(container).wait_health("healthy")
+            for name in ("tiny", "big"):
+                done = container.exec_run(["ollama", "create", name, "-f", f"/models/{name}"])
+                assert done.exit_code == 0, done.output
+        finally:
+            container.remove(force=True, v=True)
+    yield MODELS
+    engine.volumes.get(MODELS).remove(force=True)
+
+
+@pytest.fixture
+def label() -> str:
+    """A label of this test's own, so that its autoheal sees no other container."""
+    return f"e2e-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def start(engine: docker.DockerClient) -> Iterator[Callable[..., Container]]:
+    """Starts containers, and removes them after the test."""
+    containers: list[Container] = []
+
+    def begin(image: str, command: list[str] | None = None, **options: Any) -> Container:
+        container = engine.containers.create(image, command, **options)
+        containers.append(container)
+        container.start()
+        container.reload()
+        return container
+
+    yield begin
+    for container in containers:
+        container.remove(force=True, v=True)
+
+
+@pytest.fixture
+def ollama(start: Callable[..., Container], models: str, label: str) -> Callable[..., Ollama]:
+    """Starts Ollama with a HEALTHCHECK fast enough for a test."""
+
+    def begin(
+        env: dict[str, str] | None = None,
+        *,
+        interval: float = 1,
+        retries: int = 2,
+        volumes: dict[str, dict[str, str]] | None = None,
+        labels: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Ollama:
+        container = start(
+            OLLAMA,
+            environment={"PROBE_TIMEOUT": "2", **(env or {})},
+            labels={label: "true", **(labels or {})},
+            volumes={models: {"bind": "/root/.ollama", "mode": "rw"}, **(volumes or {})},
+            healthcheck={
+                "test": ["CMD", "ollama-probe", "check"],
+                "interval": int(interval * SECOND),
+                "timeout": 10 * SECOND,
+                "retries": retries,
+                "start_period": 5 * SECOND,
+            },
+            **options,
+        )
+        return Ollama(container)
+
+    return begin
+
+
+@pytest.fixture
+def patient(start: Callable[..., Container], label: str) -> Callable[..., Patient]:
+    """Starts a container with no probe of ours: it is sick while the file /sick is there.
+
+    It stops at once when asked to, unless it is stubborn.
+    """
+
+    def begin(
+        *, labels: dict[str, str] | None = None, stubborn: bool = False, **options: Any
+    ) -> Patient:
+        trap = "" if stubborn else "trap 'exit 0' TERM; "
+        settings = {
+            "entrypoint": ["/bin/sh", "-c"],
+            "command": [f"{trap}rm -f /sick; while :; do sleep 1000 & wait; done"],
+            "labels": {label: "true"} if labels is None else labels,
+            "healthcheck": {
+                "test": ["CMD-SHELL", "test ! -e /sick || { echo feeling sick; exit 1; }"],
+                "interval": SECOND // 4,
+                "retries": 1,
+            },
+        }
+        one = Patient(start(AUTOHEAL, **{**settings, **options}))
+        one.wait_health("healthy")
+        return one
+
+    return begin
+
+
+def fall_sick(patient: Patient) -> None:
+    assert patient.container.exec_run(["touch", "/sick"]).exit_code == 0
+
+
+@pytest.fixture
+def autoheal(label: str, tmp_path: Path) -> Iterator[Callable[..., Autoheal]]:
+    """Starts autoheal for this test's containers."""
+    running: list[Autoheal] = []
+
+    def begin(**env: str) -> Autoheal:
+        one = Autoheal(
+            {"AUTOHEAL_CONTAINER_LABEL": label, "AUTOHEAL_STATE_DIR": str(tmp_path), **env}
+        )
+        running.append(one)
+        return one
+
+    yield begin
+    for one in running:
+        one.process.kill()
+        one.process.wait()
+
+
+@pytest.fixture
+def nvml(tmp_path: Path) -> Nvml:
+    """A simulated GPU; mount its `volume`."""
+    if shutil.which("cc") is None:
+        pytest.fail("no C compiler: `make test` installs one")
+    return Nvml(tmp_path)

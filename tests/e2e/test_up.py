@@ -1,0 +1,55 @@
+"""What `make up` leaves: both services, as the README promises them."""
+
+from __future__ import annotations
+
+import subprocess
+
+import docker
+import pytest
+
+from probe.report import parse
+from tests.e2e.conftest import ROOT, Patient
+
+
+@pytest.fixture
+def services(engine: docker.DockerClient) -> dict[str, Patient]:
+    found = engine.containers.list(filters={"label": "com.docker.compose.project=ollama-autoheal"})
+    return {c.labels["com.docker.compose.service"]: Patient(c) for c in found}
+
+
+def test_both_services_are_healthy_and_docker_inspect_shows_the_probes_line(
+    services: dict[str, Patient],
+) -> None:
+    assert set(services) == {"ollama", "autoheal"}
+    for service in services.values():
+        service.wait_health("healthy")
+    verdict = parse(services["ollama"].lines[-1])
+    assert verdict is not None
+    assert verdict.healthy
+
+
+def test_a_second_make_up_changes_nothing(services: dict[str, Patient]) -> None:
+    before = {name: (s.container.id, s.started_at) for name, s in services.items()}
+    subprocess.run(["make", "up"], cwd=ROOT, check=True, capture_output=True)
+    assert {name: (s.container.id, s.started_at) for name, s in services.items()} == before
+
+
+def test_autoheal_runs_without_root_without_capabilities_and_read_only(
+    services: dict[str, Patient],
+) -> None:
+    [row] = services["autoheal"].container.top(ps_args="-eo uid,args")["Processes"]
+    assert row[0] == "65532"
+    host = services["autoheal"].attributes["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+
+
+def test_autoheals_own_health_turns_red_when_its_deciding_thread_is_dead(
+    services: dict[str, Patient],
+) -> None:
+    container = services["autoheal"].container
+    assert container.exec_run(["autoheal", "health"]).exit_code == 0
+    done = container.exec_run(["autoheal", "health", "--state-dir", "/nowhere"])
+    assert done.exit_code == 1
+    assert b"no sign of life" in done.output
