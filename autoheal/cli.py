@@ -28,7 +28,8 @@ def run(**flags: str | None) -> None:
 
     log.configure(settings.log_format)
     supervisor = Supervisor(settings, os.environ)
-    privileges.drop(supervisor.engine_url)
+    if settings.post_restart_script is None:  # docker-autoheal runs it as root
+        privileges.drop(supervisor.engine_url)
     supervisor.run()
 
 

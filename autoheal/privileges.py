@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
+import socket
 
 USER = 65532
 """The user `nonroot` of many images; it owns nothing."""
@@ -13,25 +13,42 @@ _log = logging.getLogger("autoheal")
 
 
 def drop(url: str) -> None:
-    """Go on as `USER` with the group of the engine's unix socket, if that group may use it.
+    """Go on as `USER` with the group of the engine's unix socket, if these may use it.
 
-    Does nothing when not root, for an engine reached by network (its client key may be
-    readable by root only), and when the capabilities to change users are missing.
+    Does nothing when not root, and for an engine reached by network, whose client key may be
+    readable by root only. A child tries it first: there is no way back from it.
     """
-    if os.geteuid() != 0 or not url.startswith("unix://"):
+    path = url.removeprefix("unix://")
+    if os.geteuid() != 0 or path == url:
         return
     try:
-        about = os.stat(url.removeprefix("unix://"))
+        group = os.stat(path).st_gid
     except OSError:
-        return
-    if not (about.st_mode & stat.S_IRGRP and about.st_mode & stat.S_IWGRP):
-        _log.info("running as root: the group of %s may not use it", url)
-        return
+        return  # there is no engine yet; whoever connects to it says so
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if _become(group) and _may_connect(path) else 1)
+    _, status = os.waitpid(child, 0)
+    if status == 0 and _become(group):
+        _log.info("running as user %d, group %d (that of the engine's socket)", USER, group)
+    else:
+        _log.info("running as root: user %d, group %d may not use %s", USER, group, path)
+
+
+def _become(group: int) -> bool:
     try:
         os.setgroups([])
-        os.setgid(about.st_gid)
+        os.setgid(group)
         os.setuid(USER)
     except OSError:
-        _log.info("running as root: no permission to become user %d", USER)
-    else:
-        _log.info("running as user %d, group %d (that of the engine's socket)", USER, about.st_gid)
+        return False
+    return True
+
+
+def _may_connect(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+    return True

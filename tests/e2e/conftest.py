@@ -32,6 +32,7 @@ MODELS = "ollama-autoheal-e2e-models"
 ROOT = Path(__file__).parents[2]
 
 SECOND = 1_000_000_000
+MILLISECOND = 1_000_000
 TEN_YEARS = 10 * 365 * 86_400
 
 
@@ -313,6 +314,7 @@ def patient(start: Callable[..., Container], label: str) -> Callable[..., Patien
                 "test": ["CMD-SHELL", "test ! -e /sick || { echo feeling sick; exit 1; }"],
                 "interval": SECOND // 4,
                 "retries": 1,
+                "start_period": MILLISECOND,  # not the image's own
             },
         }
         one = Patient(start(AUTOHEAL, **{**settings, **options}))

@@ -18,7 +18,16 @@ import docker
 import pytest
 import requests
 
-from tests.e2e.conftest import AUTOHEAL, ROOT, SECOND, Autoheal, Ollama, Patient, fall_sick
+from tests.e2e.conftest import (
+    AUTOHEAL,
+    MILLISECOND,
+    ROOT,
+    SECOND,
+    Autoheal,
+    Ollama,
+    Patient,
+    fall_sick,
+)
 
 WATCHING = "watching the Docker engine"
 Start = Callable[..., Autoheal]
@@ -162,7 +171,12 @@ def test_a_container_that_does_not_get_well_is_restarted_ever_less_often(
     well_once = "test -e /once || touch /well /once; trap 'rm -f /well; exit 0' TERM; "
     one = patient(
         command=[well_once + "while :; do sleep 1000 & wait; done"],
-        healthcheck={"test": ["CMD-SHELL", "test -e /well"], "interval": SECOND // 4, "retries": 1},
+        healthcheck={
+            "test": ["CMD-SHELL", "test -e /well"],
+            "interval": SECOND // 4,
+            "retries": 1,
+            "start_period": MILLISECOND,
+        },
     )
     healer = autoheal(AUTOHEAL_INTERVAL="1")
     healer.wait_line(WATCHING)
@@ -304,7 +318,16 @@ class PrivateEngine:
         with open(d / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *("dockerd", "--host", self.socket, "--pidfile", f"{d}/pid"),
+                    # In a network namespace of its own: it would take this machine's bridge away.
+                    *(
+                        "unshare",
+                        "--net",
+                        "dockerd",
+                        "--host",
+                        self.socket,
+                        "--pidfile",
+                        f"{d}/pid",
+                    ),
                     *("--data-root", f"{d}/data", "--exec-root", f"{d}/exec"),
                     *("--bridge", "none", "--iptables=false"),
                 ],

@@ -37,7 +37,7 @@ def test_a_second_make_up_changes_nothing(services: dict[str, Patient]) -> None:
 def test_autoheal_runs_without_root_without_capabilities_and_read_only(
     services: dict[str, Patient],
 ) -> None:
-    [row] = services["autoheal"].container.top(ps_args="-eo uid,args")["Processes"]
+    [row] = services["autoheal"].container.top(ps_args="-eo uid,pid")["Processes"]
     assert row[0] == "65532"
     host = services["autoheal"].attributes["HostConfig"]
     assert host["ReadonlyRootfs"]
