@@ -1,0 +1,60 @@
+"""What /proc says of Ollama's runners, on a recorded tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from probe.runners import find
+
+STAT = "7 (ollama runner) x) S 1 " + "0 " * 9 + "150 50 " + "0 " * 6 + "4242 0\n"
+CPUINFO = "".join(
+    f"processor\t: {i}\nphysical id\t: 0\ncore id\t\t: {i // 2}\n\n" for i in range(8)
+)
+
+
+def process(proc: Path, command: str, pid: int = 7) -> None:
+    (proc / str(pid)).mkdir()
+    (proc / str(pid) / "cmdline").write_bytes(command.replace(" ", "\0").encode() + b"\0")
+    (proc / str(pid) / "stat").write_text(STAT)
+    (proc / "cpuinfo").write_text(CPUINFO)
+
+
+def test_a_runners_options_are_read_from_its_command_line(tmp_path: Path) -> None:
+    process(
+        tmp_path,
+        "/bin/ollama runner --model /m/blobs/sha256-ab --ctx-size 8192 --batch-size 256 "
+        "--n-gpu-layers 33 --threads 3 --parallel 4 --port 40001",
+    )
+    [runner] = find(str(tmp_path))
+    assert (runner.pid, runner.started, runner.port, runner.blob) == (7, 4242, 40001, "sha256-ab")
+    assert (runner.num_ctx, runner.num_batch, runner.num_thread) == (2048, 256, 3)
+    assert runner.cpu_seconds == pytest.approx(2.0)
+    assert not runner.model_on_cpu_by_choice
+    assert "40001" not in runner.shape
+
+
+@pytest.mark.parametrize(("threads", "chosen"), [(8, None), (4, None), (6, 6)])
+def test_threads_are_a_choice_only_where_the_server_would_take_another_number(
+    tmp_path: Path, threads: int, chosen: int | None
+) -> None:
+    process(tmp_path, f"/bin/ollama runner --model m --threads {threads} --port 1")
+    assert find(str(tmp_path))[0].num_thread == chosen
+
+
+def test_a_model_kept_off_the_gpu_is_seen_as_a_choice(tmp_path: Path) -> None:
+    process(tmp_path, "/bin/ollama runner --model m --n-gpu-layers 0 --port 1")
+    assert find(str(tmp_path))[0].model_on_cpu_by_choice
+
+
+def test_a_newer_runner_that_says_less_is_seen_too(tmp_path: Path) -> None:
+    process(tmp_path, "/usr/bin/ollama runner --ollama-engine --model /b/sha256-cd --port 5")
+    [runner] = find(str(tmp_path))
+    assert (runner.port, runner.blob, runner.num_ctx) == (5, "sha256-cd", None)
+
+
+@pytest.mark.parametrize("command", ["/bin/ollama serve", "/bin/sh", ""])
+def test_other_processes_are_no_runners(tmp_path: Path, command: str) -> None:
+    process(tmp_path, command)
+    assert find(str(tmp_path)) == ()
