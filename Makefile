@@ -1,6 +1,6 @@
 # `make up` and `make test` do all their own set-up; see the README.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 OLLAMA_PORT ?= 11434
@@ -50,5 +50,5 @@ lock:  ## write requirements/*.txt anew
 	        $$set.in -o $$set.txt; done
 
 $(VENV)/.ready: requirements/dev.txt
-	@$(PYTHON) -m scripts.venv $(VENV)
+	@$(PYTHON) -m scripts.test_tools $(VENV)
 	@touch $@

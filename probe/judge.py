@@ -318,11 +318,11 @@ def _silence(
 ) -> Verdict | None:
     """The server answers and a model does not: busy when work is being done, else stalled."""
     if observation.loaded is not None and observation.loaded.outcome == "error":
-        return _refusal(settings.model or "", observation.loaded)
+        return _refusal(settings.model or "", observation.loaded, settings)
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
         if asked is not None and asked.answer.outcome == "error":
-            verdict = _refusal(name, asked.answer)
+            verdict = _refusal(name, asked.answer, settings)
             if verdict is not None:
                 return verdict
         if asked is not None and asked.answer.outcome == "silent":
@@ -348,9 +348,9 @@ def _silence(
     return None
 
 
-def _refusal(name: str, answer: Answer) -> Verdict | None:
+def _refusal(name: str, answer: Answer, settings: Settings) -> Verdict | None:
     readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
-    if answer.status == 404:
+    if answer.status == 404 and settings.model is not None:
         return _fault(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     if answer.status == 503:
         return Verdict(True, Reason.BUSY, f"{name}: the queue is full: {answer.message}", readings)

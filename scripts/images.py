@@ -51,7 +51,8 @@ def ensure() -> dict[str, str]:
 def _say_standins() -> None:
     say(
         "No image registry answers here. In the place of the official base images stand: a "
-        "minimal Debian with Python, and a real Ollama 0.9.3 from PyPI's wheels (CPU only)."
+        "minimal Debian with Python, and a real Ollama 0.9.3 from PyPI's wheels (CPU only). "
+        "`make clean` takes them away, should a registry answer later."
     )
 
 

@@ -180,6 +180,16 @@ def test_a_model_wholly_on_the_cpu_beside_a_gpu_is_cpu_fallback(ollama: Start, n
     server.wait_health("unhealthy", "cpu_fallback")
 
 
+def test_a_loaded_model_that_a_user_deleted_is_no_fault(ollama: Start) -> None:
+    server = ollama()
+    server.wait_health("healthy")
+    server.container.exec_run(["ollama", "cp", "tiny", "passing"])
+    server.generate("passing")
+    server.container.exec_run(["ollama", "rm", "passing"])
+    verdicts = server.wait_checks(3)
+    assert all(v.healthy for v in verdicts), verdicts
+
+
 def test_a_required_model_that_is_not_there_is_model_missing(ollama: Start) -> None:
     server = ollama({"PROBE_MODEL": "nowhere"})
     server.wait_health("unhealthy", "model_missing", seconds=90)

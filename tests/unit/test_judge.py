@@ -57,6 +57,7 @@ def look(
 
 
 TOKEN, NOTHING = Answer("token", 0.2), Answer("silent", 9.7)
+DELETED = Answer("error", 0.1, 404, "model 'tiny' not found")
 LOST = Answer("error", 0.1, 500, "llama runner process has terminated")
 
 
@@ -92,7 +93,9 @@ LOST = Answer("error", 0.1, 500, "llama runner process has terminated")
         (Observation(installed=True, loaded=LOST), FIRST, REQUIRED, "stalled", False),
         # what no restart brings
         (Observation(installed=False), FIRST, REQUIRED, "model_missing", False),
-        (look(Answer("error", 0.1, 404, "not found")), PROVEN, ANY, "model_missing", False),
+        (look(DELETED), PROVEN, REQUIRED, "model_missing", False),
+        # a loaded model that a user deleted is missed by nobody
+        (look(DELETED), PROVEN, ANY, "ready", True),
         # the server
         (Observation(api_error="/api/ps: refused"), PROVEN, ANY, "api_down", False),
         # the GPU
