@@ -12,7 +12,7 @@ from autoheal.settings import KNOBS, Settings
 from probe.cli import OneLineGroup, knob_options
 
 
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("autoheal", cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autoheal")
 def app() -> None:
     """Watch Docker's health events, and heal the containers that asked for it."""
@@ -33,7 +33,7 @@ def run(**flags: str | None) -> None:
     supervisor.run()
 
 
-@app.command()
+@app.command(short_help="Say whether `autoheal run` is alive; exit 0 or 1.")
 @knob_options([knob for knob in KNOBS if knob.name in ("interval", "state_dir")])
 def health(**flags: str | None) -> None:
     """Say whether `autoheal run` is alive and in contact with the engine; exit 0 or 1."""

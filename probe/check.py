@@ -29,6 +29,9 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
         verdict = check(Settings.from_flags_and_env(flags, os.environ))
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
+    except Exception as error:  # no fault of the server's, and no reason to restart it
+        words = f"the probe itself failed, which is a bug of its own: {error!r}"
+        verdict = Verdict(False, Reason.MISCONFIGURED, words)
     print(to_json(verdict) if as_json else render(verdict), flush=True)
     # An NVML call that hangs holds a thread; the verdict is out, so nothing waits for it.
     os._exit(verdict.exit_code)

@@ -10,6 +10,7 @@ import click
 
 from probe import __version__
 from probe.check import run
+from probe.report import Reason, Verdict, render
 from probe.settings import KNOBS, Knob, SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,18 +20,27 @@ class OneLineGroup(click.Group):
     """A group whose errors are one line, and end with 1: Docker reserves exit code 2."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        name = extra.get("prog_name")
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as error:
             print(error.format_message(), file=sys.stderr)
         except click.ClickException as error:
-            print(f"{name}: {error.format_message()}", file=sys.stderr)
+            self.complain(error.format_message())
         except SettingError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            self.complain(str(error))
         except (click.Abort, KeyboardInterrupt):
-            print(f"{name}: interrupted", file=sys.stderr)
+            self.complain("interrupted")
         sys.exit(1)
+
+    def complain(self, problem: str) -> None:
+        """Tell the user what is wrong, in one line."""
+        print(f"{self.name}: {problem}", file=sys.stderr)
+
+
+class _ProbeGroup(OneLineGroup):
+    def complain(self, problem: str) -> None:
+        # Docker runs this: whoever reads its log must know that no restart would help.
+        print(render(Verdict(False, Reason.MISCONFIGURED, problem)))
 
 
 def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
@@ -45,13 +55,15 @@ def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
     return decorate
 
 
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "ollama-probe", cls=_ProbeGroup, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="ollama-probe")
 def main() -> None:
     """Say whether the Ollama server in this container really answers, on the GPU it should use."""
 
 
-@main.command()
+@main.command(short_help="Make one check; this is what HEALTHCHECK runs.")
 @knob_options(KNOBS)
 @click.option(
     "--format",

@@ -21,6 +21,10 @@ FOREVER = -1.0
 
 _NO_TLS = object()
 
+# llm.ServerStatus of Ollama: ready and out of slots; loading, and in newer ones launched.
+_RUNNER_READY = (0, 1)
+_RUNNER_LOADING = (2, 3)
+
 _BODY_LIMIT_BYTES = 8 << 20
 
 
@@ -184,8 +188,9 @@ class Server:
             return RunnerHealth("silent")
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        # llm.ServerStatus of Ollama: 0 ready, 1 no slot, 2 loading (3, 4 in newer ones: launching)
-        return RunnerHealth("ready" if status in (0, 1) else "loading", progress)
+        if status in _RUNNER_LOADING:
+            return RunnerHealth("loading", progress)
+        return RunnerHealth("ready") if status in _RUNNER_READY else None
 
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
         try:

@@ -196,23 +196,22 @@ def test_a_required_model_that_is_not_there_is_model_missing(ollama: Start) -> N
     assert "ollama pull nowhere" in server.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--timeout", "soon"], "--timeout='soon': must be a number of seconds from 1 to 300"),
+        (["--tiemout", "5"], "No such option '--tiemout'"),
+        (["--host", "ftp://x"], "--host='ftp://x': must be an address as Ollama takes it"),
+    ],
+)
 def test_a_bad_setting_is_one_line_that_says_what_where_and_what_is_allowed(
-    start: Callable[..., Container],
+    start: Callable[..., Container], words: list[str], problem: str
 ) -> None:
-    container = start(
-        OLLAMA,
-        ["check", "--timeout", "soon"],
-        entrypoint=["ollama-probe"],
-    )
+    container = start(OLLAMA, ["check", *words], entrypoint=["ollama-probe"])
     assert container.wait()["StatusCode"] == 1
-    assert (
-        container.logs()
-        .decode()
-        .startswith(
-            "unhealthy misconfigured (operator): --timeout='soon': must be a number of seconds"
-        )
-    )
-    assert container.logs().count(b"\n") == 1
+    line = container.logs().decode()
+    assert line.startswith(f"unhealthy misconfigured (operator): {problem}")
+    assert line.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
