@@ -22,9 +22,6 @@ TEN_YEARS_SECONDS = 10 * 365 * 86_400
 SAME_SECONDS = 1.0
 """Two lengths of time closer than this are taken for one."""
 
-ORDINARY_GAP_SECONDS = 30.0
-"""Time between two checks where it is not known yet."""
-
 WORK_SHARE = 0.05
 """A runner that used less of one core than this while we waited did no work."""
 
@@ -122,24 +119,22 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float) -> Ask | No
     """
     if seen.health is not None and seen.health.state != "ready":
         return None  # a request would wait for the load, or make the server give the runner up
-    model, past = seen.model, _past(seen, memory)
-    required = settings.model is not None and same_model(settings.model, model.name)
-    options = _options(seen, memory)
-    if options is None and not required:
-        return None
-    options = options or {}
+    if seen.runner is not None and seen.runner.shape in memory.opaque:
+        return None  # a request of ours has made such a runner load anew before
+    model, past, options = seen.model, _past(seen, memory), _options(seen)
+    used = past is not None and _used_since(seen, past)
     remaining = model.expires_at - now
-    if required:
-        used = past is not None and _used_since(seen, past)
-        return Ask(token=not used, keep_alive_seconds=FOREVER, options=options)
-    if past is not None and _used_since(seen, past):
-        if remaining > TEN_YEARS_SECONDS:
-            return None
-        return _give_back(seen, past, memory, now, options)
+    if settings.model is not None and same_model(settings.model, model.name):
+        return Ask(token=not used, keep_alive_seconds=FOREVER, options=options or {})
+    if options is None:
+        return None
     if remaining > TEN_YEARS_SECONDS:
-        return Ask(token=True, keep_alive_seconds=FOREVER, options=options)
-    gap = ORDINARY_GAP_SECONDS if memory.checked_at is None else now - memory.checked_at
-    if remaining < settings.timeout + 2 * max(gap, 1):
+        return None if used else Ask(True, FOREVER, options)
+    if memory.checked_at is None:
+        return None  # what users have set shows at the next check, and only then can be given back
+    if past is not None and used:
+        return _give_back(seen, past, memory, now, options)
+    if remaining < settings.timeout + 2 * max(now - memory.checked_at, 1):
         return None  # it would be loaded again for us, or a user's time could not be given back
     until = model.expires_at if past is None or seen.unfinished else past.expires_at
     spent = 0.0 if past is None else past.token_seconds
@@ -190,11 +185,9 @@ def _used_since(seen: Seen, past: ModelMemory) -> bool:
     return seen.model.expires_text != past.left and not seen.unfinished
 
 
-def _options(seen: Seen, memory: Memory) -> dict[str, int] | None:
-    """The options that the model was loaded with, as far as they are not its own defaults."""
+def _options(seen: Seen) -> dict[str, int] | None:
+    """The options that the model was loaded with, as far as they show; None when none does."""
     runner = seen.runner
-    if runner is not None and runner.shape in memory.opaque:
-        return None
     num_ctx = seen.model.context_length or (runner.num_ctx if runner else None)
     if num_ctx is None:
         return None

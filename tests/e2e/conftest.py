@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,31 @@ class Ollama(Patient):
         )
         reply.raise_for_status()
         return dict(reply.json())
+
+    @contextmanager
+    def endless_request(self, model: str) -> Iterator[None]:
+        """A user's request that is being answered, token by token, until this ends."""
+        body = {
+            "model": model,
+            "prompt": "a b c",
+            "options": {"num_predict": 1_000_000, "num_ctx": 2048},
+        }
+        url, begun, over = f"{self.url}/api/generate", threading.Event(), threading.Event()
+
+        def read() -> None:
+            with (
+                suppress(httpx.HTTPError),  # the server may be thrown away under it
+                httpx.stream("POST", url, json=body, timeout=120) as reply,
+            ):
+                for _ in reply.iter_lines():
+                    begun.set()
+                    if over.is_set():
+                        return
+
+        threading.Thread(target=read, daemon=True).start()
+        assert begun.wait(60)
+        yield
+        over.set()
 
     @property
     def loaded(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
-import httpx
 import pytest
 from docker.models.containers import Container
 
@@ -59,33 +57,18 @@ def test_a_frozen_runner_is_stalled_while_everything_else_answers(ollama: Start)
 def test_a_frozen_runner_is_stalled_with_a_users_request_in_flight(ollama: Start) -> None:
     server = ollama()
     server.wait_health("healthy")
-    server.generate("tiny")
-    asking = threading.Thread(target=_ignore_errors, args=(server,), daemon=True)
-    asking.start()
-    server.freeze("ollama runner")
-    server.wait_health("unhealthy", "stalled")
-
-
-def _ignore_errors(server: Ollama) -> None:
-    with contextlib.suppress(httpx.HTTPError):  # the server is thrown away under it
-        server.generate("tiny", tokens=100_000, temperature=0)
+    with server.endless_request("tiny"):
+        server.freeze("ollama runner")
+        server.wait_health("unhealthy", "stalled")
 
 
 def test_a_long_request_on_a_full_server_is_busy_not_stalled(ollama: Start) -> None:
-    server = ollama({"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "1"}, interval=0.5)
+    server = ollama({"OLLAMA_NUM_PARALLEL": "1"}, interval=0.5)
     server.wait_health("healthy")
-    server.generate("tiny", num_ctx=8192)
-    options = {"num_ctx": 8192, "temperature": 0}  # the model then never ends by itself
-    asking = threading.Thread(target=server.generate, args=("tiny", 4000), kwargs=options)
-    asking.start()
-    while asking.is_alive():
-        [verdict] = server.wait_checks(1)
-        assert verdict.healthy, verdict
-        if verdict.reason is Reason.BUSY:
-            break
-    else:
-        pytest.fail("no check met the long request")
-    asking.join(60)
+    with server.endless_request("tiny"):
+        verdicts = server.wait_checks(4)
+    assert all(v.healthy for v in verdicts), verdicts
+    assert verdicts[-1].reason is Reason.BUSY
     server.wait(lambda: server.verdicts[-1].reason is Reason.READY, "ready")
 
 

@@ -154,7 +154,9 @@ OPTIONS = {"num_ctx": 1024, "num_batch": 512}
         (seen(), past(), ANY, Ask(True, 200, OPTIONS)),
         (seen(), past(token_seconds=3.0), ANY, Ask(True, 197, OPTIONS)),
         (seen(), past(expires_at=NOW + 190), ANY, Ask(True, 190, OPTIONS)),
-        (seen(), FIRST, ANY, Ask(True, 200, OPTIONS)),
+        (seen(), PROVEN, ANY, Ask(True, 200, OPTIONS)),
+        # not in a first check: for how long users keep the model, to give it back, shows later
+        (seen(), FIRST, ANY, None),
         (
             seen(replace(IN_VRAM, context_length=4096)),
             *(past(), ANY, Ask(True, 200, {"num_ctx": 4096, "num_batch": 512})),
@@ -170,12 +172,15 @@ OPTIONS = {"num_ctx": 1024, "num_batch": 512}
         (Seen(IN_VRAM), past(), ANY, None),
         (seen(), replace(past(), opaque=(RUNNER.shape,)), ANY, None),
         # not when it is about to be unloaded: it could be loaded again for us
-        (seen(replace(IN_VRAM, expires_at=NOW + 29)), past(), ANY, None),
-        (seen(replace(IN_VRAM, expires_at=NOW + 31)), FIRST, ANY, None),
+        (seen(replace(IN_VRAM, expires_at=NOW + 29)), past(expires_at=NOW + 29), ANY, None),
+        (
+            seen(replace(IN_VRAM, expires_at=NOW + 31)),
+            *(past(expires_at=NOW + 31), ANY, Ask(True, 31, OPTIONS)),
+        ),
         # a model that is never unloaded stays so
         (
             seen(replace(IN_VRAM, expires_at=NOW + 9e9)),
-            *(past(), ANY, Ask(True, FOREVER, OPTIONS)),
+            *(FIRST, ANY, Ask(True, FOREVER, OPTIONS)),
         ),
         # a user's request has proved it since; what we lent is given back, what he named is kept
         (seen(replace(IN_VRAM, expires_text="later")), past(), ANY, None),
@@ -203,6 +208,7 @@ OPTIONS = {"num_ctx": 1024, "num_batch": 512}
             *(past(), REQUIRED, Ask(False, FOREVER, OPTIONS)),
         ),
         (Seen(IN_VRAM), past(), REQUIRED, Ask(True, FOREVER, {})),
+        (seen(), replace(past(), opaque=(RUNNER.shape,)), REQUIRED, None),
     ],
 )
 def test_a_model_is_asked_nothing_that_could_harm_it(
