@@ -20,12 +20,8 @@ _TRIXIE_PIN = "/etc/apt/preferences.d/ollama-autoheal-engine"
 def ensure() -> None:
     """Return with an engine that answers; raises `FailedError`."""
     if not (answers() and has_compose()):
+        _explain_another()
         if shutil.which("dockerd") is None or not has_compose():
-            if os.environ.get("DOCKER_HOST"):
-                raise FailedError(
-                    f"the engine of DOCKER_HOST={os.environ['DOCKER_HOST']} does not answer, "
-                    "or Compose v2 is missing here"
-                )
             _install()
         if not answers():
             _start()
@@ -47,6 +43,21 @@ def version() -> str:
 
 def has_gpu_runtime() -> bool:
     return "nvidia" in run(["docker", "info", "--format", "{{json .Runtimes}}"])
+
+
+def _explain_another() -> None:
+    """There is an engine that is not ours to install or start; say what is in the way."""
+    try:
+        run(["docker", "version"])
+    except FailedError as error:
+        if "permission denied" in str(error):
+            raise FailedError(
+                "this user may not use the Docker engine here: run as root, or as a member of "
+                "its group (usermod --append --groups docker USER)"
+            ) from None
+    host = os.environ.get("DOCKER_HOST")
+    if host and not answers():
+        raise FailedError(f"the Docker engine of DOCKER_HOST={host} does not answer")
 
 
 def _install() -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from typing import Any
 
+from probe.report import Remedy, parse
 from scripts import engine, images
 from scripts.say import FailedError, main, run, say, step
 
@@ -16,6 +17,8 @@ PORT = os.environ.get("OLLAMA_PORT") or "11434"
 
 
 def up() -> None:
+    if not PORT.isdigit() or not 0 < int(PORT) < 65_536:
+        raise FailedError(f"OLLAMA_PORT={PORT!r}: must be a port number from 1 to 65535")
     say("1. A Docker Engine")
     engine.ensure()
     say("2. The base images")
@@ -56,8 +59,6 @@ def _check_port(compose: list[str]) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", int(PORT)))
-        except ValueError:
-            raise FailedError(f"OLLAMA_PORT={PORT!r}: must be a port number") from None
         except OSError:
             raise FailedError(
                 f"Port {PORT} of this machine is taken, perhaps by an Ollama outside of Docker. "
@@ -72,15 +73,20 @@ def _wait(compose: list[str]) -> None:
     while True:
         states = {row["Service"]: row for row in _rows(compose)}
         for service, row in states.items():
-            state = row["Health"] or row["State"]
-            if said.get(service) != state:
-                said[service] = state
-                say(f"  {time.monotonic() - started:4.0f} s  {service}: {state}")
+            state, line = row["Health"] or row["State"], ""
+            if row["Health"] in ("starting", "unhealthy"):
+                line = _last_line(row["ID"])
+            verdict = parse(line)
+            what = state if verdict is None else f"{state} ({verdict.reason}: {verdict.message})"
+            if said.get(service) != what:
+                said[service] = what
+                say(f"  {time.monotonic() - started:4.0f} s  {service}: {what}")
+            if verdict is not None and verdict.remedy is Remedy.OPERATOR:
+                raise FailedError(f"{service} waits for you: {verdict.message}")
             if row["State"] in ("restarting", "exited", "dead"):
                 raise FailedError(f"{service} does not stay up; see: docker compose logs {service}")
             if row["Health"] == "unhealthy":
-                line = _last_line(row["ID"])
-                raise FailedError(f"{service} is unhealthy: {line}")
+                raise FailedError(f"{service} is unhealthy: {line or 'its check says nothing'}")
         if len(states) == 2 and all(row["Health"] == "healthy" for row in states.values()):
             return
         if time.monotonic() - started > WAIT_SECONDS:
@@ -97,7 +103,7 @@ def _last_line(container: str) -> str:
     log = json.loads(
         run(["docker", "inspect", "--format", "{{json .State.Health.Log}}", container])
     )
-    return str(log[-1]["Output"]).strip() if log else "its check says nothing"
+    return str(log[-1]["Output"]).strip() if log else ""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,10 +69,24 @@ def test_a_killed_server_in_a_container_that_lives_on_is_api_down_and_healed(
     healer = autoheal(AUTOHEAL_DEFAULT_STOP_TIMEOUT="1")
     server.wait_health("healthy")
     before = server.started_at
-    os.kill(server.pids("ollama serve")[-1], 9)
+    os.kill(server.pids("ollama serve")[-1], signal.SIGKILL)
     server.wait_restarted(before)
     healer.wait_line("api_down: .*Connection refused")
     server.wait_health("healthy", "idle")
+
+
+def test_a_killed_runner_is_nothing_to_heal(ollama: Callable[..., Ollama], autoheal: Start) -> None:
+    """The server loads the model again at the next request."""
+    server, healer = ollama(), autoheal(AUTOHEAL_INTERVAL="1")
+    healer.wait_line(WATCHING)
+    server.wait_health("healthy")
+    server.generate("tiny")
+    before = server.started_at
+    [runner] = server.pids("ollama runner")
+    os.kill(runner, signal.SIGKILL)
+    assert all(verdict.healthy for verdict in server.wait_checks(4))
+    assert server.generate("tiny")["done"]
+    assert server.started_at == before
 
 
 def test_a_model_that_no_restart_can_bring_is_told_once_and_left_alone(

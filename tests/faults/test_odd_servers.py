@@ -1,0 +1,96 @@
+"""Servers that answer as no Ollama does. A mock, since the real one cannot be made to."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from probe.report import Reason, parse
+
+DEADLINE_SECONDS = 2.0
+START_SECONDS = 1.0
+
+Talk = Callable[[socket.socket], None]
+
+
+def head(status: str, length: int) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def says(content: bytes) -> Talk:
+    return lambda client: client.sendall(content)
+
+
+def then_nothing(content: bytes) -> Talk:
+    def talk(client: socket.socket) -> None:
+        client.sendall(content)
+        client.recv(1)  # until it hangs up
+
+    return talk
+
+
+def for_ever(first: bytes, more: bytes, pause_seconds: float) -> Talk:
+    def talk(client: socket.socket) -> None:
+        client.sendall(first)
+        while True:
+            client.sendall(more)
+            time.sleep(pause_seconds)
+
+    return talk
+
+
+SERVERS: dict[str, tuple[Talk, str]] = {
+    "says nothing": (then_nothing(b""), "no answer from"),
+    "sends headers and then nothing": (then_nothing(head("200 OK", 9)), "no answer from"),
+    "sends a header, byte by byte": (for_ever(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.1), "no answer"),
+    "sends a body, byte by byte": (for_ever(head("200 OK", 9999), b"{", 0.1), "no answer from"),
+    "sends a gigabyte": (for_ever(head("200 OK", 1 << 30), b"x" * 65536, 0), "has no end"),
+    "sends no JSON": (says(head("200 OK", 5) + b"hello"), "did not answer with Ollama's JSON"),
+    "sends other JSON": (says(head("200 OK", 14) + b'{"models":[3]}'), "not an answer of Ollama's"),
+    "redirects": (says(head("302 Found", 0)), "answered HTTP 302"),
+    "answers 500": (says(head("500 Oh", 0)), "answered HTTP 500"),
+    "answers 503": (says(head("503 Busy", 0)), "answered HTTP 503"),
+    "is not HTTP": (says(b"SSH-2.0-OpenSSH_9.2\r\n"), "/api/ps: "),
+    "hangs up": (lambda client: None, "/api/ps: "),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str) -> None:
+    talk, words = SERVERS[kind]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client, suppress(OSError):
+                        client.recv(65536)
+                        talk(client)
+
+        threading.Thread(target=serve, daemon=True).start()
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "probe", "check"],
+            env={
+                **os.environ,
+                "OLLAMA_HOST": f"127.0.0.1:{listener.getsockname()[1]}",
+                "PROBE_TIMEOUT": str(DEADLINE_SECONDS),
+            },
+            capture_output=True,
+            text=True,
+        )
+    assert time.monotonic() - began < DEADLINE_SECONDS + START_SECONDS
+    verdict = parse(done.stdout)
+    assert verdict is not None, done
+    assert (done.returncode, verdict.reason) == (1, Reason.API_DOWN)
+    assert words in verdict.message
+    assert done.stderr == ""
