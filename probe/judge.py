@@ -78,7 +78,6 @@ class Observation:
     """All that one check saw.
 
     Attributes:
-        gpu_hint: this container has a driver library or a device node.
         gpu: NVML's reading; None when no GPU was looked for.
         api_error: why the server could not be asked; None when it could.
         installed: whether the required model is on the server; None when that was not asked.
@@ -89,7 +88,6 @@ class Observation:
         silent_cpu_seconds: CPU time that runners used meanwhile.
     """
 
-    gpu_hint: bool = False
     gpu: GpuReading | None = None
     api_error: str | None = None
     installed: bool | None = None
@@ -381,8 +379,12 @@ def _fallback(observation: Observation, settings: Settings) -> Verdict | None:
 
 
 def _well(observation: Observation, settings: Settings) -> Verdict:
-    gpus = len(observation.gpu.devices) if observation.gpu else None
-    readings: dict[str, Reading] = {} if gpus is None else {"gpus": gpus}
+    readings: dict[str, Reading] = {}
+    if observation.gpu is not None:
+        devices = observation.gpu.devices
+        readings["gpus"] = len(devices)
+        readings["gpu_memory_used_bytes"] = sum(device.memory_used_bytes for device in devices)
+        readings["gpu_memory_total_bytes"] = sum(device.memory_total_bytes for device in devices)
     if observation.loaded is not None and observation.loaded.outcome == "token":
         seconds = observation.loaded.seconds
         readings |= {"model": settings.model, "first_token_seconds": round(seconds, 3)}
@@ -468,14 +470,12 @@ def _model_memory(
     now: float,
 ) -> ModelMemory:
     model = seen.model
-    in_vram = model.size_vram_bytes > 0
     if past is None:
         session = _session(model.expires_at, (settings.keep_alive,), memory, now)
         expires_at, lent, token = model.expires_at, None, 0.0
     else:
         session, expires_at = past.session_seconds, past.expires_at
         lent, token = past.lent_seconds, past.token_seconds
-        in_vram = in_vram or past.in_vram
         if seen.unfinished:
             session, expires_at = model.expires_at - now, model.expires_at
         elif _used_since(seen, past):
@@ -494,9 +494,7 @@ def _model_memory(
             expires_at = left.expires_at  # what we gave back
         if lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS:
             left = replace(left, expires_text="")  # a user's request ended since ours: look again
-    return ModelMemory(
-        _identity(seen), expires_at, left.expires_text, session, lent, token, in_vram
-    )
+    return ModelMemory(_identity(seen), expires_at, left.expires_text, session, lent, token)
 
 
 def _merged(known: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:

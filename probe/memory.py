@@ -26,7 +26,6 @@ class ModelMemory:
         session_seconds: how long a user's request keeps it loaded.
         lent_seconds: what our own last request set that to; None when it is as users left it.
         token_seconds: how long our last token took.
-        in_vram: it was in VRAM once.
     """
 
     runner: str = ""
@@ -35,7 +34,6 @@ class ModelMemory:
     session_seconds: float = 0.0
     lent_seconds: float | None = None
     token_seconds: float = 0.0
-    in_vram: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,6 @@ def _from_json(fields: dict[str, Any]) -> Memory:
             session_seconds=float(m["session_seconds"]),
             lent_seconds=_optional(m["lent_seconds"]),
             token_seconds=float(m["token_seconds"]),
-            in_vram=bool(m["in_vram"]),
         )
         for name, m in fields["models"].items()
     }

@@ -33,7 +33,7 @@ def observe(settings: Settings, memory: Memory) -> Observation:
     with _alarm(end):
         observation = _ask_server(settings, memory, end)
     reading = look.result(end + _RESERVE_SECONDS / 2 - time.monotonic()) if look else None
-    return replace(observation, gpu_hint=hint, gpu=reading)
+    return replace(observation, gpu=reading)
 
 
 def _ask_server(settings: Settings, memory: Memory, end: float) -> Observation:

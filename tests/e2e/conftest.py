@@ -34,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
-TEN_YEARS = 10 * 365 * 86_400
 
 
 class Patient:

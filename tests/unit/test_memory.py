@@ -14,7 +14,7 @@ FULL = Memory(
     gpus=("GPU-1",),
     loading_since=1.0,
     busy_since=2.0,
-    models={"tiny": ModelMemory("7/1", 3.0, "then", 300.0, 250.0, 0.1, True)},
+    models={"tiny": ModelMemory("7/1", 3.0, "then", 300.0, 250.0, 0.1)},
     opaque=("runner",),
 )
 
