@@ -494,7 +494,14 @@ def _model_memory(
             expires_at = left.expires_at  # what we gave back
         if lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS:
             left = replace(left, expires_text="")  # a user's request ended since ours: look again
-    return ModelMemory(_identity(seen), expires_at, left.expires_text, session, lent, token)
+    return ModelMemory(
+        runner=_identity(seen),
+        expires_at=expires_at,
+        left=left.expires_text,
+        session_seconds=session,
+        lent_seconds=lent,
+        token_seconds=token,
+    )
 
 
 def _merged(known: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 
@@ -20,6 +20,9 @@ from probe.settings import Settings
 
 _RESERVE_SECONDS = 0.3
 """Kept back from the deadline for judging and printing."""
+
+_NOTED_SECONDS = 0.5
+"""How long a server may take to note what a request of ours has changed."""
 
 _RUNNER_SHARE = 0.5
 """A runner that has not said a word in this share of the deadline counts as silent."""
@@ -93,7 +96,8 @@ def _ask_models(
     before = {s.model.name: s.runner for s in seen}
     after = {r.identity: r for r in runners.find()} if any(before.values()) else {}
     if asked:
-        asked = _look_back(server, asked, before, after)
+        expiries = {s.model.name: s.model.expires_text for s in seen if s.model.name in asked}
+        asked = _look_back(server, asked, expiries, before, after)
     silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
     return Observation(
         seen=tuple(seen),
@@ -121,14 +125,26 @@ def _served_by(
 def _look_back(
     server: Server,
     asked: dict[str, Asked],
+    expiries: dict[str, str],
     before: dict[str, Runner | None],
     after: dict[str, Runner],
 ) -> dict[str, Asked]:
     """What our requests changed: each model's expiry, its runner's CPU time, its process."""
-    try:
-        present = {m.name: m for m in server.loaded(_RESERVE_SECONDS)}
-    except (ApiError, TimeoutError):
-        present = {}
+    present: dict[str, LoadedModel] = {}
+    with suppress(ApiError, TimeoutError):
+        # The server answers first and notes the new expiry then; while a user's request is
+        # under way it notes none.
+        end, pause = time.monotonic() + _NOTED_SECONDS, 0.005
+        while True:
+            present = {m.name: m for m in server.loaded(_RESERVE_SECONDS)}
+            late = any(
+                name in present and present[name].expires_text == expiry
+                for name, expiry in expiries.items()
+            )
+            if not late or time.monotonic() > end:
+                break
+            time.sleep(pause)
+            pause *= 2
     result = {}
     for name, one in asked.items():
         runner = before.get(name)

@@ -136,7 +136,7 @@ def test_every_fault_has_a_remedy_and_a_load_none(reason: Reason) -> None:
 
 def past(**fields: object) -> Memory:
     """The last check left the model so, ten seconds ago."""
-    model = ModelMemory(RUNNER.identity, NOW + 200, "then", 300.0)
+    model = ModelMemory(RUNNER.identity, NOW + 200, "then", session_seconds=300.0)
     return Memory(
         checked_at=NOW - 10,
         proven=True,
