@@ -41,10 +41,6 @@ class Engine:
         self._timeout = settings.api_timeout
         self._client: docker.APIClient | None = None
 
-    def ping(self) -> None:
-        """Raise unless the engine answers."""
-        self._call("the engine", lambda client: client.ping())
-
     def look(self, container: str) -> Sighting:
         """One container now; raises `NoSuchContainerError` when it is gone."""
         return _sighting(self._call(container, lambda client: client.inspect_container(container)))

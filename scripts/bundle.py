@@ -22,7 +22,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -159,5 +158,4 @@ def run(command: list[str]) -> str:
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())
     sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
-    assert sysconfig.get_python_version()
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,9 +71,8 @@ def works(command: Sequence[str]) -> bool:
     return True
 
 
-def main(function: object) -> None:
+def main(function: Callable[[], None]) -> None:
     """Call a script's function; what a user has to know ends it with 1 and no traceback."""
-    assert callable(function)
     try:
         function()
     except FailedError as error:
