@@ -35,7 +35,7 @@ print(json.dumps([usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss, status
 """
 
 
-def main(runs: int = 20) -> None:
+def main(runs: int = 40) -> None:
     client = docker.from_env()
     container = client.containers.run(
         OLLAMA, detach=True, healthcheck={"test": ["CMD", "true"], "interval": 3600 * SECOND}
@@ -50,14 +50,11 @@ def main(runs: int = 20) -> None:
         )
         server.generate("tiny")
         container.reload()
-        inside = ["nsenter", "--target", str(container.attrs["State"]["Pid"])]
+        inside = ["nsenter", "--target", str(container.attrs["State"]["Pid"]), "--net", "--pid"]
         checks = {
-            "curl /api/ps": [*inside, "--net", "curl", "-sf", "http://127.0.0.1:11434/api/ps"],
-            "ollama ps": [*inside, "--net", "--mount", "/bin/ollama", "ps"],
-            "ollama-probe check": [
-                *(*inside, "--net", "--mount", "--pid"),
-                *("/usr/local/bin/ollama-probe", "check"),
-            ],
+            "curl /api/ps": [*inside, "curl", "-sf", "http://127.0.0.1:11434/api/ps"],
+            "ollama ps": [*inside, "--mount", "/bin/ollama", "ps"],
+            "ollama-probe check": [*inside, "--mount", "/usr/local/bin/ollama-probe", "check"],
         }
         environment = dict(e.split("=", 1) for e in container.attrs["Config"]["Env"])
         environment["HOME"] = "/root"

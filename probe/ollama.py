@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import re
 import time
@@ -11,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 PROMPT = "a"
@@ -88,10 +87,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        # The server is in this container: a proxy from the environment would only be in the way.
-        self._client = httpx.Client(
-            base_url=url, trust_env=False, verify=_trust(url), follow_redirects=False
-        )
+        self._client = _client(url)
 
     def loaded(self, timeout: float) -> tuple[LoadedModel, ...]:
         """The models in memory; raises `ApiError`."""
@@ -153,30 +149,17 @@ class Server:
         The load goes on in the server; no process has to stay behind to hold it.
         """
         started = time.monotonic()
-        where = urlsplit(self.url)
-        make = (
-            http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-        )
-        connection = make(where.hostname or "", where.port, timeout=timeout)
-        body = json.dumps(_generate_body(model, True, FOREVER, {}))
+        body = _generate_body(model, True, FOREVER, {})
+        client = _client(self.url, last_words=b"\r\n")
         try:
-            connection.request(
-                "POST",
-                f"{where.path}/api/generate",
-                body,
-                {"Content-Type": "application/json", "Connection": "close"},
-            )
-            reply = connection.getresponse()
-            return _answer(reply.status, reply.read(_BODY_LIMIT_BYTES), time.monotonic() - started)
-        except TimeoutError:
+            reply = client.post("/api/generate", json=body, timeout=timeout)
+            return _answer(reply.status_code, reply.content, time.monotonic() - started)
+        except (httpx.TimeoutException, TimeoutError):
             return Answer("silent", time.monotonic() - started)
-        except (OSError, http.client.HTTPException) as error:
+        except httpx.HTTPError as error:
             return Answer("error", time.monotonic() - started, message=_words(error))
         finally:
-            with contextlib.suppress(OSError):
-                if connection.sock is not None:
-                    connection.sock.sendall(b"\r\n")
-            connection.close()
+            client.close()
 
     def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
         """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
@@ -215,12 +198,48 @@ class Server:
         return body
 
 
-def _trust(url: str) -> Any:
-    """What httpx checks a certificate with: nothing for plain HTTP.
+class _Stream(httpcore.NetworkStream):
+    """A plain connection that may have last words before it is closed."""
 
-    Making a TLS context takes a tenth of a whole check, and httpx makes one even for plain HTTP.
-    """
-    return True if url.startswith("https") else _NO_TLS
+    def __init__(self, stream: httpcore.NetworkStream, last_words: bytes) -> None:
+        self._stream = stream
+        self._last_words = last_words
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        with contextlib.suppress(httpcore.NetworkError, OSError):
+            if self._last_words:
+                self._stream.write(self._last_words)
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        # To say that this one is not TLS, httpcore would import all of TLS.
+        return None if info == "ssl_object" else self._stream.get_extra_info(info)
+
+
+class _Plain(httpcore.SyncBackend):
+    def __init__(self, last_words: bytes) -> None:
+        self._last_words = last_words
+
+    def connect_tcp(self, host: str, *args: Any, **extra: Any) -> httpcore.NetworkStream:
+        # As bytes: a text would import the codec for international names, which httpx has applied.
+        stream = super().connect_tcp(host.encode(), *args, **extra)  # type: ignore[arg-type]
+        return _Stream(stream, self._last_words)
+
+
+def _client(url: str, last_words: bytes = b"") -> httpx.Client:
+    # The server is in this container: a proxy from the environment would only be in the way.
+    if url.startswith("https"):
+        return httpx.Client(base_url=url, trust_env=False)
+    # Making a TLS context takes a tenth of a whole check, and httpx makes one for plain HTTP too.
+    transport = httpx.HTTPTransport(trust_env=False, verify=_NO_TLS)  # type: ignore[arg-type]
+    transport._pool = httpcore.ConnectionPool(network_backend=_Plain(last_words))
+    return httpx.Client(base_url=url, trust_env=False, transport=transport)
 
 
 def _full_name(name: str) -> str:
