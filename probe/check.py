@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from probe.report import Reason, Verdict, render, to_json
 from probe.settings import SettingError, Settings
@@ -12,14 +13,24 @@ from probe.settings import SettingError, Settings
 
 def check(settings: Settings) -> Verdict:
     """Make one check within `settings.timeout` seconds. Never raises."""
-    from probe import judge, memory
-    from probe.observe import observe
+    from probe.deadline import alarm
+    from probe.judge import judge
+    from probe.memory import MemoryFile
+    from probe.observe import RESERVE_SECONDS, observe
 
-    file = memory.path(settings.state_dir, settings.host)
-    past = memory.load(file)
-    observation = observe(settings, past)
-    verdict, present = judge.judge(observation, past, settings, time.monotonic())
-    memory.save(file, present)
+    end = time.monotonic() + settings.timeout - RESERVE_SECONDS
+    file = MemoryFile(settings.state_dir, settings.host)
+    with alarm((time.monotonic() + end) / 2):
+        file.acquire()
+    try:
+        past = file.load()
+        observation = observe(settings, past, end)
+        verdict, present = judge(observation, past, settings, time.monotonic())
+        file.save(present)
+    finally:
+        file.release()
+    if file.problem is not None:
+        return replace(verdict, readings={**verdict.readings, "memory": file.problem})
     return verdict
 
 

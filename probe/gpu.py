@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
 
 LIBRARY = "libnvidia-ml.so.1"
 _LIBRARY_DIRS = (
@@ -20,33 +22,61 @@ _LIBRARY_DIRS = (
 )
 _DEVICE_NODES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg")
 
+_CHOSEN = "CUDA_VISIBLE_DEVICES"
+_FORCED = "OLLAMA_LLM_LIBRARY"
+
+T = TypeVar("T")
+
+
+class GpuFault(StrEnum):
+    """In which of its ways NVML failed."""
+
+    LIBRARY_MISSING = "library_missing"
+    DENIED = "denied"
+    DRIVER_NOT_LOADED = "driver_not_loaded"
+    VERSION_MISMATCH = "version_mismatch"
+    UNKNOWN = "unknown"
+    GPU_LOST = "gpu_lost"
+    HANGS = "hangs"
+    OTHER = "other"
+
 
 @dataclass(frozen=True)
 class GpuDevice:
-    """One device as NVML sees it. A value that it does not give is None."""
+    """One device, or one MIG slice of a device, as NVML sees it. What it does not give is None."""
 
     uuid: str
     name: str
-    memory_total_bytes: int
-    memory_used_bytes: int
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
     utilization_percent: int | None = None
 
 
 @dataclass(frozen=True)
 class GpuReading:
-    """All devices, or why there are none.
+    """All devices that Ollama may use, or why there are none.
 
     Attributes:
         devices: what NVML listed.
-        error: NVML's own words for what failed; None when nothing did.
-        library_missing: the driver library is not in this container.
-        denied: NVML works, and this user may not use it.
+        fault: in which way it failed; None when it did not.
+        error: that in NVML's own words.
+        hidden: a setting that hides every device from Ollama, as `NAME=value`.
     """
 
     devices: tuple[GpuDevice, ...] = ()
-    error: str | None = None
-    library_missing: bool = False
-    denied: bool = False
+    fault: GpuFault | None = None
+    error: str = ""
+    hidden: str | None = None
+
+    @property
+    def memory_total_bytes(self) -> int | None:
+        """Of all devices together; None when one does not say, as where memory is unified."""
+        return _sum(device.memory_total_bytes for device in self.devices)
+
+    @property
+    def memory_used_bytes(self) -> int | None:
+        """Of all devices together; None when one does not say."""
+        return _sum(device.memory_used_bytes for device in self.devices)
 
 
 def has_driver_library(env: Mapping[str, str]) -> bool:
@@ -60,57 +90,158 @@ def has_device_node() -> bool:
     return any(glob.glob(pattern) for pattern in _DEVICE_NODES)
 
 
-class Look:
-    """One reading of NVML, taken in a thread of its own: on a sick driver a call can hang."""
+def hidden_by(env: Mapping[str, str]) -> str | None:
+    """The setting that hides every GPU from Ollama, as `NAME=value`; None when none does."""
+    if env.get(_FORCED, "").startswith("cpu"):
+        return f"{_FORCED}={env[_FORCED]}"
+    chosen = env.get(_CHOSEN)
+    if chosen is not None and chosen.split(",")[0].strip() in ("", "-1", "none", "NoDevFiles"):
+        return f"{_CHOSEN}={chosen}"
+    return None
 
-    def __init__(self) -> None:
+
+def visible(devices: tuple[GpuDevice, ...], env: Mapping[str, str]) -> tuple[GpuDevice, ...]:
+    """Those of the devices that `CUDA_VISIBLE_DEVICES` leaves to Ollama.
+
+    Each of its entries is an index, or the beginning of a UUID, of a MIG slice's too. CUDA
+    numbers unlike cards by speed and not by slot, so then an index chooses none from here.
+    """
+    chosen = env.get(_CHOSEN)
+    if chosen is None:
+        return devices
+    whole = tuple(d for d in devices if not d.uuid.startswith("MIG-")) or devices
+    alike = len({d.name for d in whole}) < 2 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    found: list[GpuDevice] = []
+    for entry in chosen.split(","):
+        word = entry.strip()
+        if word.isdigit():
+            if not alike:
+                return devices
+            matching = [*whole[int(word) : int(word) + 1]]
+        else:
+            matching = [d for d in devices if word and d.uuid.startswith(word)][:1]
+        if not matching:
+            break  # CUDA ignores all that follows an entry it does not know
+        found += matching
+    return tuple(dict.fromkeys(found))
+
+
+class Look:
+    """One reading of NVML, taken in a thread of its own: on a sick driver a call can hang.
+
+    While one hangs, no other is begun: it would hang as well, and they would pile up.
+    """
+
+    _hanging: threading.Thread | None = None
+
+    def __init__(self, env: Mapping[str, str]) -> None:
         self._reading: GpuReading | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        before = Look._hanging
+        if before is not None and before.is_alive():
+            self._thread = before
+            return
+        self._thread = threading.Thread(target=self._run, args=(env,), daemon=True)
         self._thread.start()
 
     def result(self, timeout: float) -> GpuReading:
-        """The reading, or an error reading when NVML has not answered within `timeout` seconds."""
+        """The reading, or one of a fault when NVML has not answered within `timeout` seconds."""
         self._thread.join(max(timeout, 0))
-        return self._reading or GpuReading(error="NVML hangs: it did not answer in time")
+        Look._hanging = self._thread if self._thread.is_alive() else None
+        hangs = GpuReading(fault=GpuFault.HANGS, error="NVML hangs: it did not answer in time")
+        return self._reading or hangs
 
-    def _run(self) -> None:
-        self._reading = read()
+    def _run(self, env: Mapping[str, str]) -> None:
+        self._reading = read(env)
 
 
-def read() -> GpuReading:
+def read(env: Mapping[str, str]) -> GpuReading:
     """Ask NVML for every device. Never raises; may hang on a sick driver (see `Look`)."""
     import pynvml
 
+    faults = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: GpuFault.LIBRARY_MISSING,
+        pynvml.NVML_ERROR_NO_PERMISSION: GpuFault.DENIED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: GpuFault.DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: GpuFault.VERSION_MISMATCH,
+        pynvml.NVML_ERROR_UNKNOWN: GpuFault.UNKNOWN,
+        pynvml.NVML_ERROR_GPU_IS_LOST: GpuFault.GPU_LOST,
+        pynvml.NVML_ERROR_RESET_REQUIRED: GpuFault.GPU_LOST,
+    }
+    where = "NVML"
     try:
         pynvml.nvmlInit()
         try:
-            count = pynvml.nvmlDeviceGetCount()
-            return GpuReading(tuple(_device(pynvml, i) for i in range(count)))
+            devices: list[GpuDevice] = []
+            denied: pynvml.NVMLError | None = None
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                where = f"NVML, GPU {index}"
+                try:
+                    devices += _devices(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+                except pynvml.NVMLError_NoPermission as error:
+                    denied = error  # another container's
+            if denied is not None and not devices:
+                raise denied
+            return GpuReading(visible(tuple(devices), env), hidden=hidden_by(env))
         finally:
             pynvml.nvmlShutdown()
-    except pynvml.NVMLError_LibraryNotFound as error:
-        return GpuReading(error=_words(error), library_missing=True)
-    except pynvml.NVMLError_NoPermission as error:
-        return GpuReading(error=_words(error), denied=True)
     except pynvml.NVMLError as error:
-        return GpuReading(error=_words(error))
+        fault = faults.get(error.value, GpuFault.OTHER)
+        return GpuReading(fault=fault, error=f"{where}: {error}")
 
 
-def _device(pynvml, index: int) -> GpuDevice:  # type: ignore[no-untyped-def]
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
-    except pynvml.NVMLError_NotSupported:  # MIG devices and some older cards
-        utilization = None
+def _devices(nvml: Any, handle: Any) -> Iterator[GpuDevice]:
+    """A device, or its MIG slices where it has any."""
+    slices = 0
+    mode = _given(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+    if mode == nvml.NVML_DEVICE_MIG_ENABLE:
+        for index in range(_given(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
+            try:
+                part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            except nvml.NVMLError_NotFound:
+                continue  # not every place for a slice is taken
+            slices += 1
+            yield _device(nvml, part)
+    if not slices:
+        yield _device(nvml, handle)
+
+
+def _device(nvml: Any, handle: Any) -> GpuDevice:
+    memory = _given(nvml, lambda: _memory(nvml, handle))
+    total, used = (memory.total, memory.used) if memory is not None else (0, 0)
     return GpuDevice(
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        name=pynvml.nvmlDeviceGetName(handle),
-        memory_total_bytes=memory.total,
-        memory_used_bytes=memory.used,
-        utilization_percent=utilization,
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        name=_given(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "",
+        memory_total_bytes=total or None,
+        memory_used_bytes=used if total else None,
+        utilization_percent=_given(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
     )
 
 
-def _words(error: Exception) -> str:
-    return f"NVML: {error}"
+def _memory(nvml: Any, handle: Any) -> Any:
+    """As nvidia-smi counts: without what the driver reserves, where it can tell."""
+    try:
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_ArgumentVersionMismatch):
+        return nvml.nvmlDeviceGetMemoryInfo(handle)
+
+
+def _given(nvml: Any, ask: Callable[[], T]) -> T | None:
+    """What NVML answers, or None where this device or this container is not given that."""
+    try:
+        return ask()
+    except (
+        nvml.NVMLError_NotSupported,  # MIG slices, unified memory, older cards
+        nvml.NVMLError_NoPermission,  # a MIG slice's parent (nvidia-container-toolkit 842)
+        nvml.NVMLError_FunctionNotFound,  # older drivers
+        nvml.NVMLError_InvalidArgument,  # a device's question, asked of a slice
+    ):
+        return None
+
+
+def _sum(values: Iterator[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total

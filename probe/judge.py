@@ -1,76 +1,58 @@
-"""The rules. Pure: plain data in, plain data out; time is part of the data.
+"""The rules: what an observation means. Pure: plain data in, plain data out; time is an argument.
 
-`plan` says what a check may ask a loaded model without doing harm; `judge` says what the
-answers mean. `docs/reasons.md` explains each reason to the people who meet it.
+`plan.py` has the rules of what a check may ask; `docs/reasons.md` explains each reason to the
+people who meet it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from probe.gpu import GpuReading
-from probe.memory import Memory, ModelMemory
-from probe.ollama import FOREVER, Answer, LoadedModel, RunnerHealth, same_model
+from probe.gpu import GpuFault, GpuReading
+from probe.memory import Episode, Load, Memory, Record
+from probe.ollama import Answer, LoadedModel
+from probe.plan import Asked, Seen, is_required, past_of, remember, used_since
 from probe.report import Reading, Reason, Verdict
-from probe.runners import Runner
-from probe.settings import Settings
-
-TEN_YEARS_SECONDS = 10 * 365 * 86_400
-"""A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
-
-SAME_SECONDS = 1.0
-"""Two lengths of time closer than this are taken for one."""
+from probe.settings import Limit, Settings
 
 WORK_SHARE = 0.05
-"""A runner that used less of one core than this while we waited did no work."""
+"""A runner that used more of one core than this while we waited has done work."""
 
+IDLE_SHARE = 0.005
+"""One that used less has done nothing, on a GPU neither: a GPU's work has to be started."""
 
-@dataclass(frozen=True)
-class Seen:
-    """One loaded model and the process that serves it.
+WORK_PERCENT = 5
+"""A GPU that is used more than this does somebody's work."""
 
-    Attributes:
-        model: its row in `/api/ps`.
-        runner: its process; None where it cannot be seen.
-        health: what the runner says of itself; None where it cannot be asked.
-        unfinished: its first request has not ended: its expiry still moves with the clock.
-    """
+STILL_SECONDS = 120.0
+"""A load that makes no progress for this long is stuck."""
 
-    model: LoadedModel
-    runner: Runner | None = None
-    health: RunnerHealth | None = None
-    unfinished: bool = False
+LOAD_STEP = (0.001, 0.02, 1 << 20)
+"""The least progress that counts: of its runner's own measure, CPU seconds, bytes of memory."""
 
+WEIGHTS_SHARE = 0.75
+"""At least so much of the weights that Ollama says are in VRAM must be in use there."""
 
-@dataclass(frozen=True)
-class Ask:
-    """One request that does the model no harm; the arguments of `Server.generate`."""
+CLAIM_SHARE = 0.5
+"""The same for what it claims in all, which is an estimate and known to be too high by a third."""
 
-    token: bool
-    keep_alive_seconds: float
-    options: dict[str, int] = field(default_factory=dict)
+OTHERS_SHARE = 0.05
+"""VRAM in use that no model of this server claims is others' when it is more than this of all."""
 
+FAR = 5.0
+"""A learned limit is the best that was seen, made worse by this factor."""
 
-@dataclass(frozen=True)
-class Asked:
-    """What was asked of a model, and what came of it.
+SHORT_SECONDS = 1.0
+"""No first token that comes within this is slow by a learned limit: a GPU wakes up from idling."""
 
-    Attributes:
-        ask: the request.
-        answer: how it ended.
-        ended_at: when that was, in seconds of the monotonic clock.
-        model: its row in `/api/ps` after it; None when it is gone.
-        cpu_seconds: CPU time its runner used while we waited; None where it cannot be seen.
-        reloaded: another process serves the model than before: our request made it load anew.
-    """
+RECORDS = 32
+EPISODES = 10
+MESSAGE_LENGTH = 300
 
-    ask: Ask
-    answer: Answer
-    ended_at: float = 0.0
-    model: LoadedModel | None = None
-    cpu_seconds: float | None = None
-    reloaded: bool = False
+_NO_MEMORY = re.compile(r"requires more system memory")
+_NO_VRAM = re.compile(r"out of memory|cudaMalloc failed|insufficient VRAM", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -78,20 +60,27 @@ class Observation:
     """All that one check saw.
 
     Attributes:
+        clock: what the wall clock was ahead of the monotonic one, in seconds.
         gpu: NVML's reading; None when no GPU was looked for.
         api_error: why the server could not be asked; None when it could.
-        installed: whether the required model is on the server; None when that was not asked.
+        installed: whether the required model is on the server (`yes`, `no`, or run in a `cloud`);
+            None when that was not asked.
         seen: the loaded models that matter to this check.
+        claimed_bytes: VRAM that Ollama says all loaded models take.
+        strays: runner processes that serve no loaded model.
         asked: by model name, what was asked of it.
         loaded: how our request to load the required model ended; None when none was made.
         waited: seconds spent on a runner that said nothing.
-        silent_cpu_seconds: CPU time that runners used meanwhile.
+        silent_cpu_seconds: CPU time that such runners used meanwhile.
     """
 
+    clock: float = 0.0
     gpu: GpuReading | None = None
     api_error: str | None = None
-    installed: bool | None = None
+    installed: str | None = None
     seen: tuple[Seen, ...] = ()
+    claimed_bytes: int = 0
+    strays: int = 0
     asked: dict[str, Asked] = field(default_factory=dict)
     loaded: Answer | None = None
     waited: float = 0.0
@@ -99,44 +88,10 @@ class Observation:
 
 
 def gpu_wanted(settings: Settings, memory: Memory, hint: bool) -> bool:
-    """Whether to look for a GPU at all."""
+    """Whether to look for a GPU at all; `hint`: something in this container speaks for one."""
     if settings.gpu == "auto":
         return hint or bool(memory.gpus)
     return settings.gpu == "required"
-
-
-def plan(seen: Seen, memory: Memory, settings: Settings, now: float) -> Ask | None:
-    """What may be asked of a loaded model now; None: nothing, without harm.
-
-    A request makes the server load a model anew when its options differ from those that it
-    was loaded with, moves the time at which it is unloaded, and sets for how long later
-    requests keep it. So: the same options, and a `keep_alive` that ends where it ended.
-
-    Args:
-        now: seconds of the monotonic clock, as `LoadedModel.expires_at`.
-    """
-    if seen.health is not None and seen.health.state != "ready":
-        return None  # a request would wait for the load, or make the server give the runner up
-    if seen.runner is not None and seen.runner.shape in memory.opaque:
-        return None  # a request of ours has made such a runner load anew before
-    model, past, options = seen.model, _past(seen, memory), _options(seen)
-    used = past is not None and _used_since(seen, past)
-    remaining = model.expires_at - now
-    if settings.model is not None and same_model(settings.model, model.name):
-        return Ask(token=not used, keep_alive_seconds=FOREVER, options=options or {})
-    if options is None:
-        return None
-    if remaining > TEN_YEARS_SECONDS:
-        return None if used else Ask(True, FOREVER, options)
-    if memory.checked_at is None:
-        return None  # what users have set shows at the next check, and only then can be given back
-    if past is not None and used:
-        return _give_back(seen, past, memory, now, options)
-    if remaining < settings.timeout + 2 * max(now - memory.checked_at, 1):
-        return None  # it would be loaded again for us, or a user's time could not be given back
-    until = model.expires_at if past is None or seen.unfinished else past.expires_at
-    spent = 0.0 if past is None else past.token_seconds
-    return Ask(token=True, keep_alive_seconds=until - now - spent, options=options)
 
 
 def judge(
@@ -150,124 +105,91 @@ def judge(
         settings: the probe's settings.
         now: seconds of the monotonic clock.
     """
-    memory = _remember(observation, memory, settings, now)
+    past, memory = memory, _remember(observation, memory, settings, now)
     verdict = (
         _gpu_fault(observation, memory, settings)
         or _api_fault(observation, settings)
         or _loading(observation, memory, settings, now)
         or _silence(observation, memory, settings, now)
-        or _fallback(observation, settings)
-        or _well(observation, settings)
+        or _mismatch(observation, past)
+        or _residency(observation, memory, settings)
+        or _slow(observation, memory, settings)
+        or _well(observation, memory, now)
     )
     if verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
     devices = observation.gpu.devices if observation.gpu else ()
-    return verdict, replace(memory, gpus=_merged(memory.gpus, (d.uuid for d in devices)))
+    gpus = tuple(dict.fromkeys((*memory.gpus, *(d.uuid for d in devices))))
+    episodes = _episodes(memory.episodes, verdict, now + observation.clock)
+    return verdict, replace(memory, gpus=gpus, episodes=episodes)
 
 
-# --- plan ---------------------------------------------------------------------------------
+# --- the GPU ------------------------------------------------------------------------------
 
-
-def _past(seen: Seen, memory: Memory) -> ModelMemory | None:
-    """What is known of this model, loaded by this process; another process has no past."""
-    past = memory.models.get(seen.model.name)
-    return past if past is not None and past.runner == _identity(seen) else None
-
-
-def _identity(seen: Seen) -> str:
-    return seen.runner.identity if seen.runner else ""
-
-
-def _used_since(seen: Seen, past: ModelMemory) -> bool:
-    """A user's request has completed since the last check, which proves the server well."""
-    return seen.model.expires_text != past.left and not seen.unfinished
-
-
-def _options(seen: Seen) -> dict[str, int] | None:
-    """The options that the model was loaded with, as far as they show; None when none does."""
-    runner = seen.runner
-    num_ctx = seen.model.context_length or (runner.num_ctx if runner else None)
-    if num_ctx is None:
-        return None
-    options = {"num_ctx": num_ctx}
-    if runner is not None and runner.num_batch is not None:
-        options["num_batch"] = runner.num_batch
-    if runner is not None and runner.num_thread is not None:
-        options["num_thread"] = runner.num_thread
-    return options
-
-
-def _give_back(
-    seen: Seen, past: ModelMemory, memory: Memory, now: float, options: dict[str, int]
-) -> Ask | None:
-    """After a user's request, undo what our last `keep_alive` did to the time it keeps the model.
-
-    Ollama keeps a request's `keep_alive` for all later requests that name none. A user who
-    named none got the time that we had set; one that named his own got that.
-    """
-    if past.lent_seconds is None:
-        return None
-    known = (past.session_seconds, past.lent_seconds)
-    if _session(seen.model.expires_at, known, memory, now) != past.lent_seconds:
-        return None
-    used_at = seen.model.expires_at - past.lent_seconds
-    return Ask(False, max(used_at + past.session_seconds - now, 0), options)
-
-
-def _session(
-    expires_at: float, known: tuple[float | None, ...], memory: Memory, now: float
-) -> float:
-    """For how long the last request keeps the model, if it ended between the last check and now.
-
-    Args:
-        known: what it may be, likeliest first. One that fits is taken, else the shortest that
-            fits, so that a model is never kept for longer than its users asked for.
-    """
-    shortest = expires_at - now
-    if memory.checked_at is not None:
-        longest = expires_at - memory.checked_at
-        for seconds in known:
-            if seconds is not None and shortest - SAME_SECONDS <= seconds <= longest + SAME_SECONDS:
-                return seconds
-    return shortest
-
-
-# --- judge --------------------------------------------------------------------------------
+_GPU_ADVICE = {
+    GpuFault.UNKNOWN: "this container has lost its GPU, as after `systemctl daemon-reload` on the "
+    "host; it must be made again",
+    GpuFault.GPU_LOST: "if a new container does not find it either, the GPU or the host must be "
+    "reset",
+    GpuFault.VERSION_MISMATCH: "the driver was updated under this container; if a new one does "
+    "not help, restart the host",
+    GpuFault.DRIVER_NOT_LOADED: "the host's driver is not loaded; see `nvidia-smi` there",
+    GpuFault.HANGS: "the driver is sick; see `dmesg` on the host, which may have to be restarted",
+    GpuFault.LIBRARY_MISSING: "it was here before; the container must be made again",
+    GpuFault.OTHER: "see `nvidia-smi` on the host",
+}
 
 
 def _gpu_fault(observation: Observation, memory: Memory, settings: Settings) -> Verdict | None:
     gpu = observation.gpu
     if gpu is None:
         return None
-    if gpu.denied:
+    if gpu.fault is GpuFault.DENIED:
         return _fault(Reason.MISCONFIGURED, f"{gpu.error}: this user may not use the GPU")
-    if gpu.library_missing and not memory.gpus:
+    if gpu.fault is GpuFault.LIBRARY_MISSING and not memory.gpus:
         return _fault(
             Reason.MISCONFIGURED,
             f"a GPU is expected, but NVML's library is not in this container ({gpu.error}): "
             "give it the GPU (--gpus all) with NVIDIA_DRIVER_CAPABILITIES=compute,utility, "
             "or set PROBE_GPU=off",
         )
-    if gpu.error is not None:
-        return _fault(Reason.GPU_LOST, gpu.error)
+    if gpu.fault is not None:
+        return _fault(
+            Reason.GPU_LOST, f"{gpu.error}: {_GPU_ADVICE[gpu.fault]}", nvml=str(gpu.fault)
+        )
+    if gpu.hidden is not None:
+        return _fault(
+            Reason.MISCONFIGURED,
+            f"PROBE_GPU=required, but {gpu.hidden} hides every GPU from Ollama",
+        )
     there = {device.uuid for device in gpu.devices}
     lost = [uuid for uuid in memory.gpus if uuid not in there]
     if lost:
+        advice = "it was here before; the container must be made again"
         return _fault(
-            Reason.GPU_LOST, f"NVML no longer sees {', '.join(lost)}", gpus=len(gpu.devices)
+            Reason.GPU_LOST, f"NVML no longer sees {', '.join(lost)}: {advice}", gpus=len(there)
         )
     if not there and settings.gpu == "required":
         return _fault(Reason.GPU_LOST, "a GPU is required and NVML sees none", gpus=0)
     return None
 
 
+# --- the server ---------------------------------------------------------------------------
+
+
 def _api_fault(observation: Observation, settings: Settings) -> Verdict | None:
     if observation.api_error is not None:
         return _fault(Reason.API_DOWN, observation.api_error)
-    if observation.installed is False:
+    if observation.installed == "no":
         return _fault(
             Reason.MODEL_MISSING,
             f"{settings.model} is not on this server: run `ollama pull {settings.model}` in it",
+            model=settings.model,
+        )
+    if observation.installed == "cloud":
+        return _fault(
+            Reason.MISCONFIGURED,
+            f"PROBE_MODEL={settings.model} runs in the cloud: there is nothing to keep loaded here",
             model=settings.model,
         )
     return None
@@ -277,22 +199,26 @@ def _loading(
     observation: Observation, memory: Memory, settings: Settings, now: float
 ) -> Verdict | None:
     """A model is being loaded, by whomever. A load that goes on for too long is a stall."""
-    loading = [s for s in observation.seen if s.health and s.health.state == "loading"]
-    asked = observation.loaded
-    if loading:
-        name, progress = loading[0].model.name, loading[0].health
-        done = f" ({progress.progress:.0%})" if progress else ""
-    elif asked is not None and asked.outcome == "silent":
-        name, done = settings.model or "", ""
-    else:
+    load = memory.load
+    if load is None:
         return None
-    since = now if memory.loading_since is None else memory.loading_since
-    readings: dict[str, Reading] = {"model": name, "load_seconds": round(now - since, 1)}
-    if now - since > settings.load_timeout:
+    runners = [s for s in observation.seen if s.health and s.health.state == "loading"]
+    name, done = settings.model or "", ""
+    if runners and runners[0].health:
+        name, done = runners[0].model.name, f" ({runners[0].health.progress:.0%})"
+    readings: dict[str, Reading] = {"model": name, "load_seconds": round(now - load.since, 1)}
+    if now - load.since > settings.load_timeout:
         return _fault(
             Reason.STALLED,
-            f"{name} has been loading for {now - since:.0f} s, "
+            f"{name} has been loading for {now - load.since:.0f} s, "
             f"more than PROBE_LOAD_TIMEOUT={settings.load_timeout:g}",
+            **readings,
+        )
+    if now - load.moved_at > STILL_SECONDS:
+        return _fault(
+            Reason.STALLED,
+            f"{name} is being loaded{done}, and has made no progress for "
+            f"{now - load.moved_at:.0f} s",
             **readings,
         )
     return Verdict(
@@ -309,11 +235,11 @@ def _silence(
 ) -> Verdict | None:
     """The server answers and a model does not: busy when work is being done, else stalled."""
     if observation.loaded is not None and observation.loaded.outcome == "error":
-        return _refusal(settings.model or "", observation.loaded, settings)
+        return _refusal(settings.model or "", observation.loaded, observation, settings)
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
         if asked is not None and asked.answer.outcome == "error":
-            verdict = _refusal(name, asked.answer, settings)
+            verdict = _refusal(name, asked.answer, observation, settings)
             if verdict is not None:
                 return verdict
         if asked is not None and asked.answer.outcome == "silent":
@@ -326,101 +252,245 @@ def _silence(
             continue
         busy_for = 0.0 if memory.busy_since is None else now - memory.busy_since
         readings: dict[str, Reading] = {"model": name, "waited_seconds": round(waited, 1)}
-        if not _works(observation, waited, cpu):
+        if not (_works(observation, waited, cpu) or _served(seen, asked)):
             return _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
+        readings["busy_seconds"] = round(busy_for, 1)
         if busy_for > settings.busy_timeout:
-            return _fault(
-                Reason.STALLED,
-                f"{what}, and it has been busy for {busy_for:.0f} s, "
-                f"more than PROBE_BUSY_TIMEOUT={settings.busy_timeout:g}",
-                **readings,
-            )
+            more = f"for more than PROBE_BUSY_TIMEOUT={settings.busy_timeout:g} s"
+            return _fault(Reason.STALLED, f"{what}, {more}", **readings)
         return Verdict(True, Reason.BUSY, f"{what}, but work is being done", readings)
     return None
 
 
-def _refusal(name: str, answer: Answer, settings: Settings) -> Verdict | None:
+def _refusal(
+    name: str, answer: Answer, observation: Observation, settings: Settings
+) -> Verdict | None:
     readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
+    words = f"{name} cannot be used: {answer.message}"
     if answer.status == 404 and settings.model is not None:
         return _fault(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     if answer.status == 503:
         return Verdict(True, Reason.BUSY, f"{name}: the queue is full: {answer.message}", readings)
     if answer.status is not None and answer.status < 500:
-        return None  # it does not do what we asked, which is no fault: an embedding model, say
-    return _fault(Reason.STALLED, f"{name} cannot generate: {answer.message}", **readings)
+        return None  # it does not do what we asked, which is no fault
+    if _NO_MEMORY.search(answer.message):
+        return _fault(
+            Reason.MISCONFIGURED, f"{words}: it is too large for this machine", **readings
+        )
+    if _NO_VRAM.search(answer.message) and _others_bytes(observation):
+        return _fault(Reason.VRAM_TAKEN, f"{words}, and others hold the VRAM", **readings)
+    return _fault(Reason.STALLED, words, **readings)
 
 
 def _works(observation: Observation, waited: float, cpu_seconds: float | None) -> bool:
-    if cpu_seconds is not None and cpu_seconds >= WORK_SHARE * waited:
-        return True
+    """Whether the runner's CPU time, or else the GPU, shows that work was done meanwhile."""
+    if cpu_seconds is not None:
+        if cpu_seconds >= WORK_SHARE * waited:
+            return True
+        if cpu_seconds < IDLE_SHARE * waited:
+            return False
     devices = observation.gpu.devices if observation.gpu else ()
-    return any(device.utilization_percent for device in devices)
+    return any((device.utilization_percent or 0) >= WORK_PERCENT for device in devices)
 
 
-def _fallback(observation: Observation, settings: Settings) -> Verdict | None:
-    """A model is outside VRAM while a GPU is there, and nobody wanted it so."""
-    if observation.gpu is None or not observation.gpu.devices:
+def _served(seen: Seen, asked: Asked | None) -> bool:
+    """Whether a user's request was completed while ours waited."""
+    after = asked.model if asked is not None else None
+    return (
+        after is not None and not seen.unfinished and after.expires_text != seen.model.expires_text
+    )
+
+
+# --- where a model is ---------------------------------------------------------------------
+
+
+def _mismatch(observation: Observation, past: Memory) -> Verdict | None:
+    """Ollama says that more is in VRAM than NVML sees in use there by anybody."""
+    used = observation.gpu.memory_used_bytes if observation.gpu else None
+    if used is None or observation.gpu is None or not observation.gpu.devices:
+        return None
+    needed = 0.0
+    for seen in observation.seen:
+        model, weights = seen.model, seen.runner.blob_bytes if seen.runner else None
+        if not model.size_bytes or not model.size_vram_bytes:
+            continue
+        if past_of(seen, past) is None:
+            return None  # it came to be while we looked
+        share = model.size_vram_bytes / model.size_bytes
+        needed += (
+            WEIGHTS_SHARE * share * weights if weights else CLAIM_SHARE * model.size_vram_bytes
+        )
+    if used >= needed:
+        return None
+    return _fault(
+        Reason.VRAM_MISMATCH,
+        f"Ollama says that {_gib(observation.claimed_bytes)} are in VRAM, NVML sees "
+        f"{_gib(used)} in use there by anybody: the work is done elsewhere",
+        claimed_bytes=observation.claimed_bytes,
+        gpu_memory_used_bytes=used,
+    )
+
+
+def _residency(observation: Observation, memory: Memory, settings: Settings) -> Verdict | None:
+    """A model is outside VRAM while a GPU is there, and it was not meant so."""
+    gpu = observation.gpu
+    if gpu is None or not gpu.devices:
         return None
     for seen in observation.seen:
-        asked = observation.asked.get(seen.model.name)
-        embeds = asked is not None and asked.answer.outcome == "error"
-        by_choice = seen.runner is not None and seen.runner.model_on_cpu_by_choice
-        share = _vram_percent(seen.model)
-        if share is not None and share < settings.min_vram and not by_choice and not embeds:
+        model, share = seen.model, _vram_percent(seen.model)
+        if share is None or share >= settings.min_vram:
+            continue
+        if seen.runner is not None and seen.runner.model_on_cpu_by_choice:
+            continue
+        was = memory.records.get(model.name, Record()).vram_percent
+        if not (is_required(seen, settings) or settings.gpu == "required") and (
+            was < settings.min_vram
+        ):
+            continue
+        what = (
+            f"{model.name} has {share:g}% of its memory in VRAM, "
+            f"{settings.min_vram:g}% are required"
+        )
+        readings: dict[str, Reading] = {"model": model.name, "vram_percent": share}
+        total, others = gpu.memory_total_bytes, _others_bytes(observation)
+        if total is not None and total < model.size_bytes * settings.min_vram / 100:
             return _fault(
-                Reason.CPU_FALLBACK,
-                f"{seen.model.name} has {share:g}% of its memory in VRAM "
-                f"({settings.min_vram:g}% are required) while NVML sees "
-                f"{len(observation.gpu.devices)} GPU",
-                model=seen.model.name,
-                vram_percent=share,
+                Reason.MISCONFIGURED,
+                f"{what}, and all the VRAM there is has {_gib(total)} for its "
+                f"{_gib(model.size_bytes)}: lower PROBE_MIN_VRAM_PERCENT or the model",
+                **readings,
             )
+        if others and _fits_without(others, model, gpu):
+            return _fault(
+                Reason.VRAM_TAKEN,
+                f"{what}, and others hold {_gib(others)}: a restart would not bring it back",
+                **readings,
+                others_bytes=others,
+            )
+        return _fault(
+            Reason.CPU_FALLBACK, f"{what} while NVML sees {len(gpu.devices)} GPU", **readings
+        )
     return None
 
 
-def _well(observation: Observation, settings: Settings) -> Verdict:
-    readings: dict[str, Reading] = {}
-    if observation.gpu is not None:
-        devices = observation.gpu.devices
-        readings["gpus"] = len(devices)
-        readings["gpu_memory_used_bytes"] = sum(device.memory_used_bytes for device in devices)
-        readings["gpu_memory_total_bytes"] = sum(device.memory_total_bytes for device in devices)
-    if observation.loaded is not None and observation.loaded.outcome == "token":
-        seconds = observation.loaded.seconds
-        readings |= {"model": settings.model, "first_token_seconds": round(seconds, 3)}
-        message = f"{settings.model} was loaded and gave its first token after {seconds:.2f} s"
-        return Verdict(True, Reason.READY, message, readings)
-    if observation.loaded is not None:
-        message = f"{settings.model} is on this server, but does not generate"
-        return Verdict(True, Reason.READY, message, readings | {"model": settings.model})
-    if not observation.seen:
-        return Verdict(True, Reason.IDLE, "no model is loaded, and none is required", readings)
-    words = []
-    for seen in observation.seen:
-        asked = observation.asked.get(seen.model.name)
-        if asked is not None and asked.ask.token and asked.answer.outcome == "token":
-            seconds = asked.answer.seconds
-            words.append(f"{seen.model.name} gave its first token after {seconds:.2f} s")
-            readings.setdefault("first_token_seconds", round(seconds, 3))
-        elif asked is not None and asked.answer.outcome == "error":
-            words.append(f"{seen.model.name} answers, but does not generate")
-        else:
-            words.append(f"{seen.model.name} {_why_not_asked(seen, asked)}")
-    first = observation.seen[0].model
-    readings |= {"model": first.name, "vram_percent": _vram_percent(first)}
-    return Verdict(True, Reason.READY, "; ".join(words), readings)
+def _others_bytes(observation: Observation) -> int:
+    """VRAM in use that neither this server's models nor what it left behind account for."""
+    gpu = observation.gpu
+    total = gpu.memory_total_bytes if gpu else None
+    used = gpu.memory_used_bytes if gpu else None
+    if total is None or used is None or observation.strays:
+        return 0
+    others = used - observation.claimed_bytes
+    return others if others > OTHERS_SHARE * total else 0
 
 
-def _why_not_asked(seen: Seen, asked: Asked | None) -> str:
-    if asked is not None:
-        return "answered a user's request since the last check"
-    return "is loaded, and was left alone"
+def _fits_without(others: int, model: LoadedModel, gpu: GpuReading) -> bool:
+    """Whether a model has no room in VRAM, and would have it if the others were gone."""
+    free = (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)
+    return free < model.size_bytes - model.size_vram_bytes <= free + others
 
 
 def _vram_percent(model: LoadedModel) -> float | None:
     if model.size_bytes <= 0:
         return None
     return round(100 * model.size_vram_bytes / model.size_bytes, 1)
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"
+
+
+# --- how fast it is -----------------------------------------------------------------------
+
+
+def _slow(observation: Observation, memory: Memory, settings: Settings) -> Verdict | None:
+    """Tokens come, and slower than they should, for several checks in a row."""
+    for seen in observation.seen:
+        asked, record = observation.asked.get(seen.model.name), memory.records.get(seen.model.name)
+        if asked is None or record is None or record.slow_checks < settings.slow_checks:
+            continue
+        lags = list(_lags(asked.answer, record, settings))
+        if lags:
+            return _fault(
+                Reason.SLOW,
+                f"{seen.model.name} has been slow for {record.slow_checks} checks in a row: "
+                + ", ".join(lags),
+                model=seen.model.name,
+                **_speed(asked.answer),
+            )
+    return None
+
+
+def _lags(answer: Answer, record: Record, settings: Settings) -> Iterator[str]:
+    """In which ways an answer was too slow."""
+    longest = _limit(settings.max_first_token, record.first_token_seconds, FAR)
+    if settings.max_first_token == "learned" and longest is not None:
+        longest = max(longest, SHORT_SECONDS)
+    if longest is not None and answer.seconds > longest:
+        yield f"its first token took {_time(answer.seconds)}, more than {_time(longest)}"
+    fewest = _limit(settings.min_tokens_per_second, record.tokens_per_second, 1 / FAR)
+    rate = answer.tokens_per_second
+    if fewest is not None and rate is not None and rate < fewest:
+        yield f"it makes {rate:.1f} tokens per second, fewer than {fewest:.1f}"
+
+
+def _limit(setting: Limit, best: float | None, factor: float) -> float | None:
+    if setting == "learned":
+        return None if best is None else best * factor
+    return setting
+
+
+def _speed(answer: Answer) -> dict[str, Reading]:
+    speed: dict[str, Reading] = {"first_token_seconds": round(answer.seconds, 3)}
+    if answer.tokens_per_second is not None:
+        speed["tokens_per_second"] = round(answer.tokens_per_second, 1)
+    return speed
+
+
+# --- nothing is wrong ---------------------------------------------------------------------
+
+
+def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
+    readings: dict[str, Reading] = {}
+    if observation.gpu is not None:
+        readings["gpus"] = len(observation.gpu.devices)
+        readings["gpu_memory_used_bytes"] = observation.gpu.memory_used_bytes
+        readings["gpu_memory_total_bytes"] = observation.gpu.memory_total_bytes
+    if observation.loaded is not None and observation.loaded.outcome == "token":
+        took = _time(observation.loaded.seconds)
+        message = f"the required model was loaded and gave its first token after {took}"
+        return Verdict(True, Reason.READY, message, readings | _speed(observation.loaded))
+    if observation.loaded is not None:
+        message = f"the required model is here, but is not for this: {observation.loaded.message}"
+        return Verdict(True, Reason.READY, message, readings)
+    if not observation.seen:
+        return Verdict(True, Reason.IDLE, "no model is loaded, and none is required", readings)
+    words = []
+    for seen in observation.seen:
+        asked = observation.asked.get(seen.model.name)
+        words.append(f"{seen.model.name} {_how_it_is(seen, asked, memory, now)}")
+        if asked is not None and asked.ask.tokens and asked.answer.outcome == "token":
+            readings = _speed(asked.answer) | readings
+    first = observation.seen[0].model
+    readings |= {"model": first.name, "vram_percent": _vram_percent(first)}
+    return Verdict(True, Reason.READY, "; ".join(words), readings)
+
+
+def _how_it_is(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> str:
+    if asked is not None and asked.answer.outcome == "error":
+        return f"is loaded, and refused the request: {asked.answer.message}"
+    if asked is not None and asked.ask.tokens:
+        return f"gave its first token after {_time(asked.answer.seconds)}"
+    used_at = memory.models[seen.model.name].used_at
+    if used_at is None:
+        return "is loaded, and was left alone"
+    if used_at == now:
+        return "answered a user's request since the last check"
+    return f"answered a user's request {now - used_at:.0f} s ago"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _fault(reason: Reason, message: str, **readings: Reading) -> Verdict:
@@ -432,77 +502,93 @@ def _fault(reason: Reason, message: str, **readings: Reading) -> Verdict:
 
 def _remember(observation: Observation, memory: Memory, settings: Settings, now: float) -> Memory:
     """Everything the next check should know that does not depend on the verdict."""
+    memory = replace(memory, checked_at=now)
     if observation.api_error is not None:
-        return replace(memory, checked_at=now)
-    models, opaque = {}, list(memory.opaque)
-    loading = observation.loaded is not None and observation.loaded.outcome == "silent"
+        return memory
+    models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
     silent = False
     for seen in observation.seen:
-        past, asked = _past(seen, memory), observation.asked.get(seen.model.name)
-        models[seen.model.name] = _model_memory(seen, past, asked, memory, settings, now)
+        name, asked = seen.model.name, observation.asked.get(seen.model.name)
+        calm = _was_calm(seen, memory, now)
+        record = _record(records.pop(name, Record()), seen, asked, settings, calm)
+        models[name] = remember(seen, asked, memory, settings, now, observation.clock)
+        records[name] = record
         if asked is not None and asked.reloaded and seen.runner is not None:
-            opaque.append(seen.runner.shape)
-        loading = loading or (seen.health is not None and seen.health.state == "loading")
+            opaque[seen.runner.shape] = None
         silent = silent or (seen.health is not None and seen.health.state == "silent")
         silent = silent or (asked is not None and asked.answer.outcome == "silent")
+    busy_since = now if memory.busy_since is None else memory.busy_since
     return replace(
         memory,
-        checked_at=now,
+        clock=observation.clock,
+        load=_load(observation, memory, now),
+        busy_since=busy_since if silent else None,
         models=models,
-        opaque=_merged(tuple(opaque), ()),
-        loading_since=_since(memory.loading_since, loading, now),
-        busy_since=_since(memory.busy_since, silent, now),
+        records=dict(list(records.items())[-RECORDS:]),
+        opaque=tuple(opaque),
     )
 
 
-def _since(before: float | None, holds: bool, now: float) -> float | None:
-    if not holds:
+def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:
+    """Whether the runner had nothing to do since the last check, as far as can be seen.
+
+    Beside users' work a token takes longer, and that is no fault.
+    """
+    past = past_of(seen, memory)
+    if past is None or past.cpu_seconds is None or seen.runner is None or used_since(seen, past):
+        return False
+    used = seen.runner.cpu_seconds - past.cpu_seconds
+    return used < WORK_SHARE * max(now - (memory.checked_at or now), 0.0) or used <= 0
+
+
+def _record(
+    record: Record, seen: Seen, asked: Asked | None, settings: Settings, calm: bool
+) -> Record:
+    share = _vram_percent(seen.model) or 0.0
+    if seen.health is None or seen.health.state == "ready":
+        record = replace(record, vram_percent=max(record.vram_percent, share))
+    if asked is None or not asked.ask.tokens or asked.answer.outcome != "token" or not calm:
+        return record
+    slow = any(_lags(asked.answer, record, settings))
+    best, rate = record.first_token_seconds, asked.answer.tokens_per_second
+    return replace(
+        record,
+        first_token_seconds=min(asked.answer.seconds, best or asked.answer.seconds),
+        tokens_per_second=max(rate or 0.0, record.tokens_per_second or 0.0) or None,
+        slow_checks=record.slow_checks + 1 if slow else 0,
+    )
+
+
+def _load(observation: Observation, memory: Memory, now: float) -> Load | None:
+    loading = [s for s in observation.seen if s.health and s.health.state == "loading"]
+    asked = observation.loaded is not None and observation.loaded.outcome == "silent"
+    if not loading and not asked:
         return None
-    return now if before is None else min(before, now)
+    before = memory.load or Load(now, now)
+    if not loading:
+        return replace(before, moved_at=now)  # nothing shows how far it is: its budget bounds it
+    mark = _mark(loading[0])
+    steps = zip(mark, before.mark, LOAD_STEP, strict=False)
+    if len(mark) == len(before.mark) and all(abs(a - b) < step for a, b, step in steps):
+        return before
+    return Load(before.since, now, mark)
 
 
-def _model_memory(
-    seen: Seen,
-    past: ModelMemory | None,
-    asked: Asked | None,
-    memory: Memory,
-    settings: Settings,
-    now: float,
-) -> ModelMemory:
-    model = seen.model
-    if past is None:
-        session = _session(model.expires_at, (settings.keep_alive,), memory, now)
-        expires_at, lent, token = model.expires_at, None, 0.0
-    else:
-        session, expires_at = past.session_seconds, past.expires_at
-        lent, token = past.lent_seconds, past.token_seconds
-        if seen.unfinished:
-            session, expires_at = model.expires_at - now, model.expires_at
-        elif _used_since(seen, past):
-            known = (past.session_seconds, past.lent_seconds)
-            named = _session(model.expires_at, known, memory, now)
-            expires_at = model.expires_at
-            if named != lent:
-                session, lent = named, None
-    left = model
-    if asked is not None and asked.answer.outcome != "error":
-        left = asked.model or model
-        lent = asked.ask.keep_alive_seconds
-        if asked.ask.token:
-            token = asked.answer.seconds if asked.answer.outcome == "token" else token
-        else:
-            expires_at = left.expires_at  # what we gave back
-        if lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS:
-            left = replace(left, expires_text="")  # a user's request ended since ours: look again
-    return ModelMemory(
-        runner=_identity(seen),
-        expires_at=expires_at,
-        left=left.expires_text,
-        session_seconds=session,
-        lent_seconds=lent,
-        token_seconds=token,
-    )
+def _mark(seen: Seen) -> tuple[float, ...]:
+    progress = seen.health.progress if seen.health else 0.0
+    if seen.runner is None:
+        return (progress,)
+    return (progress, seen.runner.cpu_seconds, float(seen.runner.memory_bytes))
 
 
-def _merged(known: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*known, *more)))
+def _episodes(episodes: tuple[Episode, ...], verdict: Verdict, time: float) -> tuple[Episode, ...]:
+    """The verdicts so far and this one, `time` in seconds since 1970."""
+    message, reason = verdict.message[:MESSAGE_LENGTH], str(verdict.reason)
+    one = Episode(time, time, 1, verdict.healthy, reason, message)
+    *earlier, last = episodes or (None,)
+    if last is None:
+        return (one,)
+    if (last.healthy, last.reason) == (one.healthy, one.reason):
+        one = replace(one, began_at=last.began_at, checks=last.checks + 1)
+        return (*(e for e in earlier if e is not None), one)
+    return (*episodes, one)[-EPISODES:]

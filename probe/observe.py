@@ -3,131 +3,158 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from types import FrameType
 
-from probe import gpu, judge, runners
-from probe.judge import Asked, Observation, Seen
+from probe import gpu, runners
+from probe.deadline import alarm
+from probe.judge import Observation, gpu_wanted
 from probe.memory import Memory
 from probe.ollama import ApiError, LoadedModel, Server, same_model
+from probe.plan import Asked, Seen, plan
 from probe.runners import Runner
 from probe.settings import Settings
 
-_RESERVE_SECONDS = 0.3
+RESERVE_SECONDS = 0.3
 """Kept back from the deadline for judging and printing."""
 
 _NOTED_SECONDS = 0.5
 """How long a server may take to note what a request of ours has changed."""
 
 _RUNNER_SHARE = 0.5
-"""A runner that has not said a word in this share of the deadline counts as silent."""
+"""A runner that has not said a word in this share of the time left counts as silent."""
 
 
-def observe(settings: Settings, memory: Memory) -> Observation:
-    """Look at the GPU and the server; never raises, and ends before `settings.timeout` seconds."""
-    end = time.monotonic() + settings.timeout - _RESERVE_SECONDS
-    hint = settings.gpu != "off" and (gpu.has_driver_library(os.environ) or gpu.has_device_node())
-    look = gpu.Look() if judge.gpu_wanted(settings, memory, hint) else None
-    with _alarm(end):
-        observation = _ask_server(settings, memory, end)
-    reading = look.result(end + _RESERVE_SECONDS / 2 - time.monotonic()) if look else None
-    return replace(observation, gpu=reading)
+def observe(settings: Settings, memory: Memory, end: float, *, ask: bool = True) -> Observation:
+    """Look at the GPU and the server; never raises, and ends at `end`.
 
-
-def _ask_server(settings: Settings, memory: Memory, end: float) -> Observation:
-    server = Server(settings.host)
-    try:
-        models = server.loaded(_left(end))
-        wanted = tuple(
-            m for m in models if settings.model is None or same_model(m.name, settings.model)
-        )
-        if settings.model is not None and not wanted:
-            if not server.is_installed(settings.model, _left(end)):
-                return Observation(installed=False)
-            return Observation(installed=True, loaded=server.load(settings.model, _left(end)))
-        return _ask_models(server, wanted, settings, memory, end)
-    except ApiError as error:
-        return Observation(api_error=str(error))
-    except TimeoutError:
-        return Observation(api_error=f"{settings.host}: no answer within {settings.timeout:g} s")
-
-
-def _ask_models(
-    server: Server,
-    models: tuple[LoadedModel, ...],
-    settings: Settings,
-    memory: Memory,
-    end: float,
-) -> Observation:
-    processes = {m.name: r for m, r in _served_by(server, models, end)}
-    patience = settings.timeout * _RUNNER_SHARE
-    started = time.monotonic()
-    seen = []
-    for model in models:
-        runner = processes.get(model.name)
-        health = None
-        if runner is not None and runner.port is not None:
-            health = server.runner_health(runner.port, min(patience, _left(end)))
-        seen.append(Seen(model, runner, health))
-    waited = time.monotonic() - started
-    again = {m.name: m for m in server.loaded(_left(end))} if models else {}
-    seen = [
-        replace(s, unfinished=again[s.model.name].expires_text != s.model.expires_text)
-        for s in seen
-        if s.model.name in again
-    ]
-    asked: dict[str, Asked] = {}
-    for s in seen:
-        ask = judge.plan(s, memory, settings, time.monotonic())
-        if ask is not None and _left(end) > _RESERVE_SECONDS:
-            answer = server.generate(
-                s.model.name,
-                token=ask.token,
-                keep_alive_seconds=ask.keep_alive_seconds,
-                options=ask.options,
-                timeout=_left(end),
-            )
-            asked[s.model.name] = Asked(ask, answer, time.monotonic())
-    before = {s.model.name: s.runner for s in seen}
-    after = {r.identity: r for r in runners.find()} if any(before.values()) else {}
-    if asked:
-        expiries = {s.model.name: s.model.expires_text for s in seen if s.model.name in asked}
-        asked = _look_back(server, asked, expiries, before, after)
-    silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
-    return Observation(
-        seen=tuple(seen),
-        asked=asked,
-        waited=waited,
-        silent_cpu_seconds=sum(_used(r, after) for r in silent),
+    Args:
+        settings: the probe's settings.
+        memory: what the checks before left.
+        end: the deadline, in seconds of the monotonic clock.
+        ask: False only looks, and asks no model for anything.
+    """
+    env = os.environ
+    hint = settings.gpu == "auto" and (
+        gpu.hidden_by(env) is None and (gpu.has_driver_library(env) or gpu.has_device_node())
     )
+    look = gpu.Look(env) if gpu_wanted(settings, memory, hint) else None
+    clock = time.time() - time.monotonic()
+    with alarm(end):
+        observation = _Visit(settings, memory, clock, end, ask).pay()
+    reading = look.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if look else None
+    return replace(observation, gpu=reading, clock=clock)
 
 
-def _served_by(
-    server: Server, models: tuple[LoadedModel, ...], end: float
-) -> Iterator[tuple[LoadedModel, Runner]]:
-    """Each model with its runner process, where that can be told."""
-    found = runners.find() if models else ()
-    if len(models) == 1 and len(found) == 1:
-        yield models[0], found[0]
-        return
-    by_blob = {runner.blob: runner for runner in found}
-    for model in models:
-        runner = by_blob.get(server.blob(model.name, _left(end)))
-        if runner is not None:
-            yield model, runner
+class _Visit:
+    """One visit to a server: what all its steps need."""
+
+    def __init__(
+        self, settings: Settings, memory: Memory, clock: float, end: float, ask: bool
+    ) -> None:
+        self._server = Server(settings.host)
+        self._settings = settings
+        self._memory = memory
+        self._clock = clock
+        self._end = end
+        self._ask = ask
+
+    def pay(self) -> Observation:
+        """Look at the server, and ask of it what may be asked."""
+        settings = self._settings
+        try:
+            models = self._server.loaded(self._left())
+            wanted = tuple(
+                m for m in models if settings.model is None or same_model(m.name, settings.model)
+            )
+            if settings.model is not None and not wanted:
+                return self._ask_for(settings.model)
+            return self._look_at(models, wanted)
+        except ApiError as error:
+            return Observation(api_error=str(error))
+        except TimeoutError:
+            words = f"{settings.host}: no answer within {settings.timeout:g} s"
+            return Observation(api_error=words)
+
+    def _ask_for(self, model: str) -> Observation:
+        """The required model is not loaded."""
+        installed = self._server.installed(model, self._left())
+        if installed != "yes" or not self._ask:
+            return Observation(installed=installed)
+        return Observation(installed=installed, loaded=self._server.load(model, self._left()))
+
+    def _look_at(
+        self, models: tuple[LoadedModel, ...], wanted: tuple[LoadedModel, ...]
+    ) -> Observation:
+        found = runners.find() if models else ()
+        served = dict(self._served(models, found))
+        started = time.monotonic()
+        seen = [self._seen(model, served.get(model.name)) for model in wanted]
+        waited = time.monotonic() - started
+        again = {m.name: m for m in self._server.loaded(self._left())} if models else {}
+        seen = [
+            replace(s, unfinished=again[s.model.name].expires_text != s.model.expires_text)
+            for s in seen
+            if s.model.name in again
+        ]
+        asked = dict(self._asked(seen)) if self._ask else {}
+        after = {r.identity: r for r in runners.find()} if served else {}
+        if asked:
+            asked = _look_back(self._server, asked, {s.model.name: s for s in seen}, after)
+        silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
+        return Observation(
+            seen=tuple(seen),
+            claimed_bytes=sum(model.size_vram_bytes for model in models),
+            strays=max(len(found) - len(models), 0),
+            asked=asked,
+            waited=waited,
+            silent_cpu_seconds=sum(_used(r, after) for r in silent),
+        )
+
+    def _served(
+        self, models: tuple[LoadedModel, ...], found: tuple[Runner, ...]
+    ) -> Iterator[tuple[str, Runner]]:
+        """Each model's name with its runner process, where that can be told."""
+        if len(models) == 1 and len(found) == 1:
+            yield models[0].name, found[0]
+            return
+        by_identity = {runner.identity: runner for runner in found}
+        by_blob = {runner.blob: runner for runner in found}
+        for model in models:
+            past = self._memory.models.get(model.name)
+            runner = by_identity.get(past.runner) if past else None
+            runner = runner or by_blob.get(self._server.blob(model.name, self._left()))
+            if runner is not None:
+                yield model.name, runner
+
+    def _seen(self, model: LoadedModel, runner: Runner | None) -> Seen:
+        if runner is None or runner.port is None:
+            return Seen(model, runner)
+        patience = self._left() * _RUNNER_SHARE
+        return Seen(model, runner, self._server.runner_health(runner.port, patience))
+
+    def _asked(self, seen: list[Seen]) -> Iterator[tuple[str, Asked]]:
+        """Ask every model what may be asked of it; each has its share of the time that is left."""
+        for place, one in enumerate(seen):
+            request = plan(one, self._memory, self._settings, time.monotonic(), self._clock)
+            if request is not None and self._left() > RESERVE_SECONDS:
+                answer = self._server.ask(
+                    one.model.name,
+                    tokens=request.tokens,
+                    keep_alive_seconds=request.keep_alive_seconds,
+                    options=request.options,
+                    timeout=self._left() / (len(seen) - place),
+                )
+                yield one.model.name, Asked(request, answer, time.monotonic())
+
+    def _left(self) -> float:
+        return max(self._end - time.monotonic(), 0.001)
 
 
 def _look_back(
-    server: Server,
-    asked: dict[str, Asked],
-    expiries: dict[str, str],
-    before: dict[str, Runner | None],
-    after: dict[str, Runner],
+    server: Server, asked: dict[str, Asked], seen: dict[str, Seen], after: dict[str, Runner]
 ) -> dict[str, Asked]:
     """What our requests changed: each model's expiry, its runner's CPU time, its process."""
     present: dict[str, LoadedModel] = {}
@@ -136,10 +163,10 @@ def _look_back(
         # under way it notes none.
         end, pause = time.monotonic() + _NOTED_SECONDS, 0.005
         while True:
-            present = {m.name: m for m in server.loaded(_RESERVE_SECONDS)}
+            present = {m.name: m for m in server.loaded(RESERVE_SECONDS)}
             late = any(
-                name in present and present[name].expires_text == expiry
-                for name, expiry in expiries.items()
+                name in present and present[name].expires_text == seen[name].model.expires_text
+                for name in asked
             )
             if not late or time.monotonic() > end:
                 break
@@ -147,7 +174,7 @@ def _look_back(
             pause *= 2
     result = {}
     for name, one in asked.items():
-        runner = before.get(name)
+        runner = seen[name].runner
         result[name] = replace(
             one,
             model=present.get(name),
@@ -160,30 +187,3 @@ def _look_back(
 def _used(runner: Runner, after: dict[str, Runner]) -> float:
     now = after.get(runner.identity)
     return 0.0 if now is None else now.cpu_seconds - runner.cpu_seconds
-
-
-def _left(end: float) -> float:
-    return max(end - time.monotonic(), 0.001)
-
-
-@contextmanager
-def _alarm(end: float) -> Iterator[None]:
-    """Raise `TimeoutError` in this thread at `end`, whatever it waits for.
-
-    A timeout of the HTTP client bounds each read, and a server that sends a byte now and then
-    stays below it for ever. Signals reach the main thread only; elsewhere this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, _left(end))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -20,6 +20,8 @@ FOREVER = -1.0
 
 _NO_TLS = object()
 
+_ONLY_EMBEDS = "does not support generate"
+
 # llm.ServerStatus of Ollama: ready and out of slots; loading, and in newer ones launched.
 _RUNNER_READY = (0, 1)
 _RUNNER_LOADING = (2, 3)
@@ -54,17 +56,20 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a request for one token ended.
+    """How a request for a token ended.
 
     Attributes:
-        outcome: `token`; `silent`, nothing came in time; `error`, the server refused.
-        seconds: how long that took.
+        outcome: `token`, or an embedding of a model that only embeds; `silent`, nothing came in
+            time; `error`, the server refused.
+        seconds: how long that took; for a `token`, the first one.
+        tokens_per_second: rate of the tokens after the first; None when there was none.
         status: HTTP status of an `error`; None when the connection broke.
         message: the server's own words for an `error`.
     """
 
     outcome: Literal["token", "silent", "error"]
     seconds: float = 0.0
+    tokens_per_second: float | None = None
     status: int | None = None
     message: str = ""
 
@@ -94,14 +99,17 @@ class Server:
         rows = self._get("/api/ps", timeout).get("models")
         offset = time.monotonic() - time.time()
         try:
-            return tuple(_loaded_model(row, offset) for row in rows or ())
+            return tuple(_loaded_model(row, offset) for row in rows or () if not _is_remote(row))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ApiError("/api/ps: not an answer of Ollama's") from None
 
-    def is_installed(self, model: str, timeout: float) -> bool:
-        """Whether the server has this model on disk; raises `ApiError`."""
+    def installed(self, model: str, timeout: float) -> Literal["yes", "no", "cloud"]:
+        """Whether the server has this model on disk, or runs it elsewhere; raises `ApiError`."""
         rows = self._get("/api/tags", timeout).get("models") or ()
-        return any(same_model(str(row.get("name", "")), model) for row in rows)
+        for row in rows:
+            if same_model(str(row.get("name", "")), model):
+                return "cloud" if _is_remote(row) else "yes"
+        return "no"
 
     def blob(self, model: str, timeout: float) -> str:
         """File name of the weights of a model, `sha256-...`; empty when the server does not say."""
@@ -111,34 +119,26 @@ class Server:
             return match[1] if match else ""
         return ""
 
-    def generate(
+    def ask(
         self,
         model: str,
         *,
-        token: bool,
+        tokens: int,
         keep_alive_seconds: float,
         options: Mapping[str, int],
         timeout: float,
     ) -> Answer:
-        """Ask a loaded model for one token, or only touch it.
+        """Ask a loaded model for tokens, or for an embedding where it only embeds.
 
         Args:
             model: a model that is loaded. The request ends with `timeout`, and if the server
                 had to load the model for it, that load is thrown away.
-            token: False sets `keep_alive` and generates nothing.
+            tokens: 0 sets `keep_alive` and generates nothing.
             keep_alive_seconds: how long the model is to stay after this request; `FOREVER`.
             options: those that the model was loaded with, or else the server loads it anew.
             timeout: in seconds.
         """
-        started = time.monotonic()
-        body = _generate_body(model, token, keep_alive_seconds, options)
-        try:
-            reply = self._client.post("/api/generate", json=body, timeout=timeout)
-            return _answer(reply.status_code, reply.content, time.monotonic() - started)
-        except (httpx.TimeoutException, TimeoutError):
-            return Answer("silent", time.monotonic() - started)
-        except httpx.HTTPError as error:
-            return Answer("error", time.monotonic() - started, message=_words(error))
+        return _ask(self._client, model, tokens, keep_alive_seconds, options, timeout)
 
     def load(self, model: str, timeout: float) -> Answer:
         """Ask for a model that is not loaded, and go away after `timeout` without ending its load.
@@ -148,18 +148,8 @@ class Server:
         HTTP allows, RFC 9112 section 2.2) leaves it one byte to read, and hides our going.
         The load goes on in the server; no process has to stay behind to hold it.
         """
-        started = time.monotonic()
-        body = _generate_body(model, True, FOREVER, {})
-        client = _client(self.url, last_words=b"\r\n")
-        try:
-            reply = client.post("/api/generate", json=body, timeout=timeout)
-            return _answer(reply.status_code, reply.content, time.monotonic() - started)
-        except (httpx.TimeoutException, TimeoutError):
-            return Answer("silent", time.monotonic() - started)
-        except httpx.HTTPError as error:
-            return Answer("error", time.monotonic() - started, message=_words(error))
-        finally:
-            client.close()
+        with _client(self.url, last_words=b"\r\n") as client:
+            return _ask(client, model, 1, FOREVER, {}, timeout)
 
     def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
         """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
@@ -262,30 +252,64 @@ def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
     )
 
 
-def _generate_body(
-    model: str, token: bool, keep_alive_seconds: float, options: Mapping[str, int]
-) -> dict[str, Any]:
-    forever = keep_alive_seconds == FOREVER
-    return {
+def _is_remote(row: Mapping[str, Any]) -> bool:
+    """Newer servers list models that run in their maker's cloud beside their own."""
+    return bool(row.get("remote_host") or row.get("remote_model"))
+
+
+def _ask(
+    client: httpx.Client,
+    model: str,
+    tokens: int,
+    keep_alive_seconds: float,
+    options: Mapping[str, int],
+    timeout: float,
+) -> Answer:
+    common = {
         "model": model,
-        "prompt": PROMPT if token else "",
-        "raw": token,  # no template, no system prompt, no thinking
-        "stream": False,
-        "keep_alive": -1 if forever else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms",
-        "options": {**options, "num_predict": 1},
+        "keep_alive": (
+            -1 if keep_alive_seconds == FOREVER else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
+        ),
     }
+    prompt = PROMPT if tokens else ""
+    generate = {
+        **common,
+        "prompt": prompt,
+        "raw": bool(tokens),  # no template, no system prompt, no thinking
+        "stream": False,
+        "options": {**options, "num_predict": max(tokens, 1)},
+    }
+    answer = _post(client, "/api/generate", generate, timeout)
+    if answer.status == 400 and _ONLY_EMBEDS in answer.message:
+        embed = {**common, "input": prompt, "options": dict(options)}
+        answer = _post(client, "/api/embed", embed, max(timeout - answer.seconds, 0.001))
+    return answer
+
+
+def _post(client: httpx.Client, path: str, body: Mapping[str, Any], timeout: float) -> Answer:
+    started = time.monotonic()
+    try:
+        reply = client.post(path, json=body, timeout=timeout)
+        return _answer(reply.status_code, reply.content, time.monotonic() - started)
+    except (httpx.TimeoutException, TimeoutError):
+        return Answer("silent", time.monotonic() - started)
+    except httpx.HTTPError as error:
+        return Answer("error", time.monotonic() - started, message=_words(error))
 
 
 def _answer(status: int, content: bytes, seconds: float) -> Answer:
     try:
         body = json.loads(content)
         message = str(body.get("error", ""))
-        done = bool(body.get("done"))
-    except (ValueError, AttributeError):
-        message, done = "not an answer of Ollama's", False
-    if status == 200 and done and not message:
+        done = bool(body.get("done")) or "embeddings" in body
+        count, spent = int(body.get("eval_count", 0)), int(body.get("eval_duration", 0)) / 1e9
+    except (ValueError, TypeError, AttributeError):
+        return Answer("error", seconds, None, status, "not an answer of Ollama's")
+    if status != 200 or message or not done:
+        return Answer("error", seconds, None, status, message or f"HTTP {status}")
+    if count < 2 or spent <= 0:
         return Answer("token", seconds)
-    return Answer("error", seconds, status, message or f"HTTP {status}")
+    return Answer("token", max(seconds - spent, 0), (count - 1) / spent)
 
 
 def _words(error: Exception) -> str:

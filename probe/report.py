@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
-LINE_LIMIT = 2048
-"""Longest line written, in characters; Docker cuts a health log's output at 4096 bytes."""
+LINE_LIMIT = 4000
+"""Longest line written, in bytes; Docker cuts a health log's output at 4096."""
+
+MESSAGE_LIMIT = 1500
+"""Longest message, in bytes; a longer one is cut."""
 
 
 class Remedy(StrEnum):
@@ -68,14 +72,20 @@ class Verdict:
     Attributes:
         healthy: what Docker is told.
         reason: one of a closed list.
-        message: the same in words, one line, for the person who reads `docker inspect`.
-        readings: what it rests on; names carry their unit (`first_token_seconds`).
+        message: the same in words, for the person who reads `docker inspect`. It is made one
+            line, and cut where it is longer than `MESSAGE_LIMIT`.
+        readings: what it rests on; names carry their unit (`first_token_seconds`). Numbers that
+            are none become None, and what a line has no room for is left out.
     """
 
     healthy: bool
     reason: Reason
     message: str
     readings: dict[str, Reading] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", _one_line(self.message))
+        object.__setattr__(self, "readings", _in_room(self.readings))
 
     @property
     def remedy(self) -> Remedy:
@@ -92,19 +102,14 @@ def render(verdict: Verdict) -> str:
 
     Example:
         `unhealthy stalled (restart): tiny gave no token in 10 s {"model":"tiny"}`
-
-    A message that would make the line longer than `LINE_LIMIT` is cut.
     """
     status = "healthy" if verdict.healthy else "unhealthy"
     remedy = "" if verdict.remedy is Remedy.NONE else f" ({verdict.remedy})"
-    head = f"{status} {verdict.reason}{remedy}: "
-    tail = " " + json.dumps(verdict.readings, separators=(",", ":"))
-    message = _one_line(verdict.message)
-    room = max(LINE_LIMIT - len(head) - len(tail), 0)
-    if len(message) > room:
-        message = message[: max(room - 1, 0)] + "…"
-    return head + message + tail
+    return f"{status} {verdict.reason}{remedy}: {verdict.message} {_compact(verdict.readings)}"
 
+
+_HEAD_LIMIT = 60
+"""Longer than any status, reason and remedy together."""
 
 _HEAD = re.compile(r"(healthy|unhealthy) ([a-z_]+)(?: \([a-z]+\))?: ")
 
@@ -135,4 +140,23 @@ def to_json(verdict: Verdict) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    content = line.encode()
+    if len(content) <= MESSAGE_LIMIT:
+        return line
+    return content[: MESSAGE_LIMIT - 3].decode(errors="ignore").rstrip() + "…"
+
+
+def _in_room(readings: dict[str, Reading]) -> dict[str, Reading]:
+    kept: dict[str, Reading] = {}
+    room = LINE_LIMIT - MESSAGE_LIMIT - _HEAD_LIMIT
+    for name, value in readings.items():
+        reading = None if isinstance(value, float) and not math.isfinite(value) else value
+        room -= len(_compact({name: reading}))
+        if room >= 0:
+            kept[name] = reading
+    return kept
+
+
+def _compact(readings: dict[str, Reading]) -> str:
+    return json.dumps(readings, separators=(",", ":"))

@@ -20,11 +20,13 @@ class Runner:
         started: its start, in clock ticks since boot; with `pid` it names one process for ever.
         port: where it listens on loopback.
         blob: file name of the model's weights, `sha256-...`.
+        blob_bytes: their size on disk; None where it cannot be seen.
         num_ctx: context length that a request for this model was loaded with, in tokens.
         num_batch: its batch size, in tokens.
         num_thread: its threads; None where that is the number the server takes by itself.
         shape: its command line but for the port: the same for every runner started alike.
         cpu_seconds: CPU time it has used so far.
+        memory_bytes: how much memory it holds.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
     """
 
@@ -32,11 +34,13 @@ class Runner:
     started: int
     port: int | None = None
     blob: str = ""
+    blob_bytes: int | None = None
     num_ctx: int | None = None
     num_batch: int | None = None
     num_thread: int | None = None
     shape: str = ""
     cpu_seconds: float = 0.0
+    memory_bytes: int = 0
     model_on_cpu_by_choice: bool = False
 
     @property
@@ -67,20 +71,29 @@ def _runner(proc: str, pid: int) -> Runner | None:
     except OSError:
         return None
     options = {key.lstrip("-"): value for key, value in pairwise(words)}
-    port = options.pop("port", None)
+    port, weights = options.pop("port", None), options.get("model", "")
     num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
     return Runner(
         pid=pid,
         started=int(stat[19]),
         port=_number(port),
-        blob=os.path.basename(options.get("model", "")),
+        blob=os.path.basename(weights),
+        blob_bytes=_size(weights),
         num_ctx=num_ctx // (parallel or 1) if num_ctx else None,
         num_batch=_number(options.get("batch-size")),
         num_thread=_chosen_threads(proc, _number(options.get("threads"))),
         shape=" ".join(word for word in words[1:] if word != port),
         cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
     )
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size if file else None
+    except OSError:
+        return None
 
 
 def _chosen_threads(proc: str, threads: int | None) -> int | None:

@@ -11,8 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
+
+Limit = float | Literal["learned"] | None
+"""A limit that the user sets, one learned from the best that was seen, or none."""
 
 
 class SettingError(ValueError):
@@ -102,11 +105,32 @@ def one_of(*choices: str) -> tuple[Callable[[str], str], str]:
     return parse, "one of " + ", ".join(choices)
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        raise ValueError(text)
+    return value
+
+
 def _percent(text: str) -> float:
     value = float(text)
     if not 0 < value <= 100:
         raise ValueError(text)
     return value
+
+
+def limit(low: float, high: float, unit: str) -> tuple[Callable[[str], Limit], str]:
+    """A parser for a limit that may be off, or learned, and what it allows in words."""
+
+    def parse(text: str) -> Limit:
+        if text.lower() in ("off", "learned"):
+            return None if text.lower() == "off" else "learned"
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse, f"off, learned, or {unit} from {low:g} to {high:g}"
 
 
 def ollama_url(text: str) -> str:
@@ -162,6 +186,9 @@ def ollama_keep_alive(text: str) -> float:
 _timeout, _timeout_allowed = seconds(1, 300)
 _load, _load_allowed = seconds(10, 86_400)
 _busy, _busy_allowed = seconds(10, 86_400)
+_quiet, _quiet_allowed = seconds(0, 3600)
+_first, _first_allowed = limit(0.001, 300, "a number of seconds")
+_rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
 _gpu, _gpu_allowed = one_of("auto", "required", "off")
 
 KNOBS: tuple[Knob, ...] = (
@@ -221,7 +248,43 @@ KNOBS: tuple[Knob, ...] = (
         "1",
         _percent,
         "a percentage above 0 and up to 100",
-        "How much of the model must be in VRAM where a GPU is there.",
+        "How much of a model must be in VRAM where a GPU is there: of one that is required or was "
+        "there before, and with PROBE_GPU=required of every one.",
+    ),
+    Knob(
+        "quiet",
+        "PROBE_QUIET",
+        "60",
+        _quiet,
+        _quiet_allowed,
+        "For how long after a user's request the model is asked for nothing: the request has "
+        "proven it, and a token of ours could take the conversation's place in the prompt cache.",
+    ),
+    Knob(
+        "max_first_token",
+        "PROBE_MAX_FIRST_TOKEN",
+        "off",
+        _first,
+        _first_allowed,
+        "A first token that takes longer is slow. learned: than five times this container's "
+        "best, and a second.",
+    ),
+    Knob(
+        "min_tokens_per_second",
+        "PROBE_MIN_TOKENS_PER_SECOND",
+        "off",
+        _rate,
+        _rate_allowed,
+        "Fewer are slow. learned: than a fifth of this container's best. Unless it is off, a check "
+        "asks for two tokens, to measure the second.",
+    ),
+    Knob(
+        "slow_checks",
+        "PROBE_SLOW_CHECKS",
+        "3",
+        _count,
+        "a whole number from 1 to 1000",
+        "How many checks in a row must be slow before that is a fault.",
     ),
     Knob(
         "keep_alive",
@@ -253,6 +316,10 @@ class Settings:
     load_timeout: float = 600.0
     busy_timeout: float = 600.0
     min_vram: float = 1.0
+    quiet: float = 60.0
+    max_first_token: Limit = None
+    min_tokens_per_second: Limit = None
+    slow_checks: int = 3
     keep_alive: float = 300.0
     state_dir: str = "/dev/shm"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from probe.runners import find
 
-STAT = "7 (ollama runner) x) S 1 " + "0 " * 9 + "150 50 " + "0 " * 6 + "4242 0\n"
+STAT = "7 (ollama runner) x) S 1 " + "0 " * 9 + "150 50 " + "0 " * 6 + "4242 0 256\n"
 CPUINFO = "".join(
     f"processor\t: {i}\nphysical id\t: 0\ncore id\t\t: {i // 2}\n\n" for i in range(8)
 )
@@ -31,6 +32,7 @@ def test_a_runners_options_are_read_from_its_command_line(tmp_path: Path) -> Non
     assert (runner.pid, runner.started, runner.port, runner.blob) == (7, 4242, 40001, "sha256-ab")
     assert (runner.num_ctx, runner.num_batch, runner.num_thread) == (2048, 256, 3)
     assert runner.cpu_seconds == pytest.approx(2.0)
+    assert runner.memory_bytes == 256 * os.sysconf("SC_PAGE_SIZE")
     assert not runner.model_on_cpu_by_choice
     assert "40001" not in runner.shape
 

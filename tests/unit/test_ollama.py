@@ -1,0 +1,97 @@
+"""What servers of several ages answer. Recorded answers: no machine here runs them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from probe.ollama import Answer, Server
+
+ROW = {
+    "name": "tiny:latest",
+    "size": 900,
+    "size_vram": 600,
+    "expires_at": "2026-11-22T12:00:00.123456789+01:00",
+}
+CLOUD = {**ROW, "name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com:443"}
+
+
+def server(answers: dict[str, Any], seen: list[tuple[str, Any]] | None = None) -> Server:
+    """A server that answers so; a mock, since these are several."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if seen is not None:
+            seen.append((request.url.path, json.loads(request.content or b"null")))
+        answer = answers[request.url.path]
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+    one = Server("http://127.0.0.1:1")
+    one._client = httpx.Client(base_url=one.url, transport=httpx.MockTransport(handle))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("row", "context_length"), [(ROW, None), ({**ROW, "context_length": 4096}, 4096)]
+)
+def test_a_loaded_model_is_read_with_and_without_its_context_length(
+    row: dict[str, Any], context_length: int | None
+) -> None:
+    [model] = server({"/api/ps": {"models": [row]}}).loaded(1)
+    assert (model.name, model.size_bytes, model.size_vram_bytes) == ("tiny:latest", 900, 600)
+    assert model.context_length == context_length
+
+
+def test_a_model_that_runs_in_the_cloud_is_not_loaded_here() -> None:
+    [model] = server({"/api/ps": {"models": [CLOUD, ROW]}}).loaded(1)
+    assert model.name == "tiny:latest"
+
+
+@pytest.mark.parametrize(
+    ("name", "installed"),
+    [("tiny", "yes"), ("TINY:latest", "yes"), ("tiny:7b", "no"), ("gpt-oss:120b-cloud", "cloud")],
+)
+def test_a_model_is_installed_or_not_or_elsewhere(name: str, installed: str) -> None:
+    assert server({"/api/tags": {"models": [ROW, CLOUD]}}).installed(name, 1) == installed
+
+
+def ask(one: Server, tokens: int = 1) -> Answer:
+    return one.ask("tiny", tokens=tokens, keep_alive_seconds=5, options={}, timeout=1)
+
+
+Check = Callable[[Answer], bool]
+
+
+@pytest.mark.parametrize(
+    ("reply", "holds"),
+    [
+        ({"response": "a", "done": True}, lambda a: a.outcome == "token"),
+        # a thinking model: what it thinks is no response, and still a token
+        ({"response": "", "thinking": "so", "done": True}, lambda a: a.outcome == "token"),
+        ({"response": "a", "done": False}, lambda a: a.outcome == "error"),
+        (httpx.Response(200, text="hello"), lambda a: a.message == "not an answer of Ollama's"),
+        (httpx.Response(200, json=[1]), lambda a: a.message == "not an answer of Ollama's"),
+        (httpx.Response(500, json={"error": "oh"}), lambda a: (a.status, a.message) == (500, "oh")),
+        (
+            {"done": True, "eval_count": 3, "eval_duration": 500_000_000},
+            lambda a: a.tokens_per_second == pytest.approx(4.0),
+        ),
+        ({"done": True, "eval_count": 1, "eval_duration": 9}, lambda a: not a.tokens_per_second),
+    ],
+)
+def test_an_answer_is_a_token_or_it_is_not(reply: Any, holds: Check) -> None:
+    assert holds(ask(server({"/api/generate": reply})))
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_model_that_only_embeds_is_asked_for_an_embedding(tokens: int) -> None:
+    refused = httpx.Response(400, json={"error": '"tiny" does not support generate'})
+    requests: list[tuple[str, Any]] = []
+    answers = {"/api/generate": refused, "/api/embed": {"embeddings": [[0.1]]}}
+    assert ask(server(answers, requests), tokens).outcome == "token"
+    path, body = requests[-1]
+    assert path == "/api/embed"
+    assert (bool(body["input"]), body["keep_alive"]) == (bool(tokens), "5000ms")
