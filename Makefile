@@ -28,7 +28,7 @@ demo: $(VENV)/.ready  ## break it on purpose and watch it being healed
 test: lint test-unit test-e2e  ## everything
 
 test-unit: $(VENV)/.ready  ## what needs no engine, in seconds
-	$(BIN)/python -m pytest tests/unit tests/faults
+	$(BIN)/python -m pytest tests/unit tests/faults tests/gpu
 
 test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
 	@$(PYTHON) -m scripts.up

@@ -3,7 +3,12 @@
  *
  *   error CODE                          nvmlInit answers CODE (999 is NVML_ERROR_UNKNOWN)
  *   hang SECONDS                        nvmlInit takes that long
+ *   old                                 a driver without MIG and without the newer memory call
  *   device UUID TOTAL_MIB USED_MIB UTILIZATION_PERCENT
+ *   slice UUID TOTAL_MIB USED_MIB       a MIG slice of the device before it
+ *   unified UUID                        a device that has no memory of its own
+ *   broken CODE                         a device whose handle cannot be had
+ *   reserved MIB                        what the driver keeps of each device
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -11,17 +16,34 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, MOST = 16 };
-struct device { char uuid[96]; unsigned long long total, used; unsigned utilization; };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6 };
+enum { FUNCTION_NOT_FOUND = 13, MOST = 16 };
+struct device {
+    char uuid[96];
+    unsigned long long total, used;
+    unsigned utilization;
+    int code, parent, slices; /* parent: index of the device that this is a slice of, or -1 */
+};
 struct memory { unsigned long long total, free, used; };
+struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
 struct utilization { unsigned gpu, memory; };
 
 static struct device devices[MOST];
-static unsigned count;
+static unsigned count, old;
+static unsigned long long reserved;
+
+static struct device *next(int parent) {
+    if (count == MOST) return &devices[MOST - 1];
+    memset(&devices[count], 0, sizeof devices[count]);
+    devices[count].parent = parent;
+    return &devices[count++];
+}
 
 int nvmlInitWithFlags(unsigned flags) {
-    int code = SUCCESS, seconds;
-    char path[4096], line[256];
+    int code = SUCCESS, seconds, last = -1, number;
+    char path[4096], line[256], uuid[96];
+    unsigned long long total, used;
+    unsigned utilization;
     Dl_info self;
     (void)flags;
     dladdr((void *)nvmlInitWithFlags, &self);
@@ -29,32 +51,88 @@ int nvmlInitWithFlags(unsigned flags) {
     *(strrchr(path, '/') + 1) = 0;
     strcat(path, "nvml.conf");
     FILE *file = fopen(path, "r");
-    count = 0;
+    count = old = 0;
+    reserved = 0;
     while (file && fgets(line, sizeof line, file)) {
-        struct device *d = &devices[count];
+        struct device *d = NULL;
         if (sscanf(line, "hang %d", &seconds) == 1) sleep(seconds);
         sscanf(line, "error %d", &code);
-        if (count < MOST && sscanf(line, "device %95s %llu %llu %u", d->uuid, &d->total, &d->used,
-                                   &d->utilization) == 4)
-            count++;
+        sscanf(line, "reserved %llu", &reserved);
+        if (strncmp(line, "old", 3) == 0) old = 1;
+        if (sscanf(line, "device %95s %llu %llu %u", uuid, &total, &used, &utilization) == 4) {
+            last = count;
+            d = next(-1);
+            d->utilization = utilization;
+        } else if (sscanf(line, "slice %95s %llu %llu", uuid, &total, &used) == 3 && last >= 0) {
+            devices[last].slices++;
+            d = next(last);
+        } else if (sscanf(line, "unified %95s", uuid) == 1) {
+            total = used = 0;
+            d = next(-1);
+        } else if (sscanf(line, "broken %d", &number) == 1) {
+            next(-1)->code = number;
+        }
+        if (d) {
+            snprintf(d->uuid, sizeof d->uuid, "%s", uuid);
+            d->total = total;
+            d->used = used;
+        }
     }
     if (file) fclose(file);
     return code;
 }
 int nvmlShutdown(void) { return SUCCESS; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = count; return SUCCESS; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, struct device **handle) {
-    if (i >= count) return INVALID_ARGUMENT;
-    *handle = &devices[i];
+int nvmlDeviceGetCount_v2(unsigned *n) {
+    *n = 0;
+    for (unsigned i = 0; i < count; i++) *n += devices[i].parent < 0;
     return SUCCESS;
 }
+int nvmlDeviceGetHandleByIndex_v2(unsigned wanted, struct device **handle) {
+    for (unsigned i = 0; i < count; i++)
+        if (devices[i].parent < 0 && wanted-- == 0) {
+            *handle = &devices[i];
+            return devices[i].code;
+        }
+    return INVALID_ARGUMENT;
+}
 int nvmlDeviceGetMemoryInfo(struct device *d, struct memory *m) {
+    if (d->slices) return NO_PERMISSION; /* as seen from a container that has a slice of it */
+    if (!d->total) return NOT_SUPPORTED;
     m->total = d->total << 20;
-    m->used = d->used << 20;
+    m->used = (d->used + reserved) << 20;
     m->free = m->total - m->used;
     return SUCCESS;
 }
+int nvmlDeviceGetMemoryInfo_v2(struct device *d, struct memory_v2 *m) {
+    if (old) return FUNCTION_NOT_FOUND;
+    if (d->slices) return NO_PERMISSION;
+    if (!d->total) return NOT_SUPPORTED;
+    m->total = d->total << 20;
+    m->used = d->used << 20;
+    m->reserved = reserved << 20;
+    m->free = m->total - m->used - m->reserved;
+    return SUCCESS;
+}
+int nvmlDeviceGetMigMode(struct device *d, unsigned *now, unsigned *pending) {
+    if (old) return FUNCTION_NOT_FOUND;
+    if (d->parent >= 0) return INVALID_ARGUMENT;
+    *now = *pending = d->slices > 0;
+    return SUCCESS;
+}
+int nvmlDeviceGetMaxMigDeviceCount(struct device *d, unsigned *n) {
+    *n = d->slices + 1; /* one place is free */
+    return SUCCESS;
+}
+int nvmlDeviceGetMigDeviceHandleByIndex(struct device *d, unsigned wanted, struct device **handle) {
+    for (unsigned i = 0; i < count; i++)
+        if (devices[i].parent == d - devices && wanted-- == 0) {
+            *handle = &devices[i];
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
 int nvmlDeviceGetUtilizationRates(struct device *d, struct utilization *u) {
+    if (d->parent >= 0) return NOT_SUPPORTED;
     u->gpu = d->utilization;
     u->memory = 0;
     return SUCCESS;
@@ -64,8 +142,7 @@ int nvmlDeviceGetUUID(struct device *d, char *text, unsigned length) {
     return SUCCESS;
 }
 int nvmlDeviceGetName(struct device *d, char *text, unsigned length) {
-    (void)d;
-    snprintf(text, length, "Simulated GPU");
+    snprintf(text, length, d->parent < 0 ? "Simulated GPU" : "Simulated GPU MIG 1g");
     return SUCCESS;
 }
 const char *nvmlErrorString(int code) {

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from probe.gpu import GpuDevice, hidden_by, visible
+from probe.gpu import GpuDevice, GpuFault, GpuReading, hidden_by, visible
+from tests.nvml import Nvml
 
 A, B = GpuDevice("GPU-aa-1", "card"), GpuDevice("GPU-bb-2", "card")
 OTHER = GpuDevice("GPU-cc-3", "another card")
@@ -56,3 +64,107 @@ def test_a_setting_that_hides_every_gpu_from_ollama_is_found(
     env: dict[str, str], hidden: str | None
 ) -> None:
     assert hidden_by(env) == hidden
+
+
+@pytest.fixture
+def nvml(tmp_path: Path) -> Nvml:
+    if shutil.which("cc") is None:
+        pytest.fail("no C compiler: `make test` installs one")
+    return Nvml(tmp_path)
+
+
+def reading(nvml: Nvml, **env: str) -> GpuReading:
+    """What the real pynvml makes of it, in a process of its own."""
+    script = (
+        "import os, pickle, sys\nfrom probe.gpu import read\n"
+        "sys.stdout.buffer.write(pickle.dumps(read(os.environ)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "LD_LIBRARY_PATH": str(nvml.directory), **env},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    result = pickle.loads(done.stdout)
+    assert isinstance(result, GpuReading)
+    return result
+
+
+def test_a_device_is_read_as_nvidia_smi_reads_it_without_what_the_driver_keeps(nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 24576 9000 42", "reserved 300")
+    name = "Simulated GPU"
+    assert reading(nvml).devices == (GpuDevice("GPU-1", name, 24576 << 20, 9000 << 20, 42),)
+
+
+def test_an_old_driver_is_read_as_far_as_it_goes(nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 24576 9000 42", "reserved 300", "old")
+    [device] = reading(nvml).devices
+    assert device.memory_used_bytes == 9300 << 20
+
+
+def test_the_slices_of_a_device_stand_in_its_place(nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 80000 0 0", "slice MIG-1 10000 500", "slice MIG-2 10000 0")
+    found = reading(nvml)
+    assert [d.uuid for d in found.devices] == ["MIG-1", "MIG-2"]
+    assert found.devices[0].utilization_percent is None
+    assert (found.memory_total_bytes, found.memory_used_bytes) == (20000 << 20, 500 << 20)
+    assert [d.uuid for d in reading(nvml, CUDA_VISIBLE_DEVICES="MIG-2").devices] == ["MIG-2"]
+
+
+def test_a_device_without_memory_of_its_own_has_no_memory_reading(nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 24576 9000 0", "unified GPU-2")
+    found = reading(nvml)
+    assert found.devices[1].memory_total_bytes is None
+    assert found.memory_used_bytes is None
+
+
+def test_a_device_of_another_containers_is_left_out(nvml: Nvml) -> None:
+    nvml.answer("broken 4", "device GPU-1 24576 9000 0")
+    assert [d.uuid for d in reading(nvml).devices] == ["GPU-1"]
+    nvml.answer("broken 4")
+    assert reading(nvml).fault is GpuFault.DENIED
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault", "words"),
+    [
+        ("error 999", GpuFault.UNKNOWN, "NVML: Unknown Error"),
+        ("error 9", GpuFault.DRIVER_NOT_LOADED, "NVML: Driver Not Loaded"),
+        (
+            "error 18",
+            GpuFault.VERSION_MISMATCH,
+            "NVML: RM has detected an NVML/RM version mismatch",
+        ),
+        ("error 4", GpuFault.DENIED, "NVML: Insufficient Permissions"),
+        ("error 10", GpuFault.OTHER, "NVML: "),
+        ("broken 15", GpuFault.GPU_LOST, "NVML, GPU 0: GPU is lost"),
+    ],
+)
+def test_each_way_to_fail_is_told_apart(
+    nvml: Nvml, answer: str, fault: GpuFault, words: str
+) -> None:
+    nvml.answer(answer)
+    found = reading(nvml)
+    assert found.fault is fault
+    assert words in found.error
+
+
+def test_a_container_without_the_library_says_so(tmp_path: Path) -> None:
+    found = reading(Nvml(tmp_path), LD_LIBRARY_PATH="/nowhere")
+    assert found.fault is GpuFault.LIBRARY_MISSING
+
+
+def test_while_a_look_hangs_no_other_is_begun(nvml: Nvml) -> None:
+    nvml.answer("hang 60")
+    script = (
+        "import os, threading\nfrom probe.gpu import Look\n"
+        "for _ in range(3):\n    print(Look(os.environ).result(0.2).fault)\n"
+        "print(threading.active_count(), flush=True)\nos._exit(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "LD_LIBRARY_PATH": str(nvml.directory)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["hangs", "hangs", "hangs", "2"]
