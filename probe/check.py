@@ -6,13 +6,25 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from probe.report import Reason, Verdict, render, to_json
 from probe.settings import SettingError, Settings
 
+if TYPE_CHECKING:
+    from probe.judge import Observation
 
-def check(settings: Settings) -> Verdict:
-    """Make one check within `settings.timeout` seconds. Never raises."""
+
+def look(settings: Settings, *, ask: bool = True) -> tuple[Verdict, Observation]:
+    """Make one check within `settings.timeout` seconds; never raises.
+
+    Args:
+        settings: the probe's settings.
+        ask: False only looks: it asks no model for anything, and leaves nothing behind.
+
+    Returns:
+        The verdict, and what it rests on.
+    """
     from probe.deadline import alarm
     from probe.judge import judge
     from probe.memory import MemoryFile
@@ -20,6 +32,10 @@ def check(settings: Settings) -> Verdict:
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     file = MemoryFile(settings.state_dir, settings.host)
+    if not ask:
+        past = file.peek()
+        observation = observe(settings, past, end, ask=False)
+        return judge(observation, past, settings, time.monotonic())[0], observation
     with alarm((time.monotonic() + end) / 2):
         file.acquire()
     try:
@@ -30,14 +46,14 @@ def check(settings: Settings) -> Verdict:
     finally:
         file.release()
     if file.problem is not None:
-        return replace(verdict, readings={**verdict.readings, "memory": file.problem})
-    return verdict
+        verdict = replace(verdict, readings={**verdict.readings, "memory": file.problem})
+    return verdict, observation
 
 
 def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
     """Make one check, print its verdict and end the process with its exit code."""
     try:
-        verdict = check(Settings.from_flags_and_env(flags, os.environ))
+        verdict, _ = look(Settings.from_flags_and_env(flags, os.environ))
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
     except Exception as error:  # no fault of the server's, and no reason to restart it

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from probe import __version__
-from probe.check import run
+from probe.check import look, run
 from probe.report import Reason, Verdict, render
-from probe.settings import KNOBS, Knob, SettingError
+from probe.settings import KNOBS, SERVE_KNOBS, Knob, ServeSettings, SettingError, Settings
+
+WATCH_SECONDS = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,8 +44,11 @@ class OneLineGroup(click.Group):
 
 class _ProbeGroup(OneLineGroup):
     def complain(self, problem: str) -> None:
-        # Docker runs this: whoever reads its log must know that no restart would help.
-        print(render(Verdict(False, Reason.MISCONFIGURED, problem)))
+        if sys.argv[1:2] == ["check"]:
+            # Docker runs this: whoever reads its log must know that no restart would help.
+            print(render(Verdict(False, Reason.MISCONFIGURED, problem)))
+        else:
+            super().complain(problem)
 
 
 def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
@@ -79,3 +87,56 @@ def check(form: str, **flags: str | None) -> None:
     This is what HEALTHCHECK runs. One deadline (--timeout) covers everything it does.
     """
     run(flags, as_json=form == "json")
+
+
+@main.command(short_help="Show GPUs, models and the last checks.")
+@knob_options(KNOBS)
+@click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl-C.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For a person, or for a program.",
+)
+def status(form: str, watch: bool, **flags: str | None) -> None:
+    """Show GPUs, models and the last checks; exit 0 when nothing is wrong, 1 when something is.
+
+    This only looks: no model is asked for anything.
+    """
+    from probe.memory import MemoryFile
+    from probe.status import as_json, page
+
+    settings = Settings.from_flags_and_env(flags, os.environ)
+    while True:
+        verdict, observation = look(settings, ask=False)
+        memory = MemoryFile(settings.state_dir, settings.host).peek()
+        now = time.monotonic()
+        if form == "json":
+            text = json.dumps(as_json(verdict, observation, memory, now))
+        else:
+            text = page(verdict, observation, memory, now)
+        if watch and form == "text":
+            click.clear()
+        click.echo(text)
+        if not watch:
+            sys.stdout.flush()
+            os._exit(verdict.exit_code)  # an NVML call that hangs would hold us
+        time.sleep(WATCH_SECONDS)
+
+
+@main.command(short_help="Answer over HTTP: /health, /livez, /readyz.")
+@knob_options((*SERVE_KNOBS, *KNOBS))
+def serve(**flags: str | None) -> None:
+    """Check every --interval seconds, and answer over HTTP with what the last check found.
+
+    /health has everything: 200 well, 503 not, 206 while a model is being loaded. /livez is for a
+    liveness probe: 503 only where a restart helps. /readyz is for a readiness probe.
+    """
+    from probe.serve import serve as answer
+
+    own = {knob.name for knob in SERVE_KNOBS}
+    options = ServeSettings.from_flags_and_env(flags, os.environ)
+    others = {name: value for name, value in flags.items() if name not in own}
+    answer(Settings.from_flags_and_env(others, os.environ), options)

@@ -66,7 +66,7 @@ class Observation:
         installed: whether the required model is on the server (`yes`, `no`, or run in a `cloud`);
             None when that was not asked.
         seen: the loaded models that matter to this check.
-        claimed_bytes: VRAM that Ollama says all loaded models take.
+        others: the other loaded models.
         strays: runner processes that serve no loaded model.
         asked: by model name, what was asked of it.
         loaded: how our request to load the required model ended; None when none was made.
@@ -79,12 +79,18 @@ class Observation:
     api_error: str | None = None
     installed: str | None = None
     seen: tuple[Seen, ...] = ()
-    claimed_bytes: int = 0
+    others: tuple[LoadedModel, ...] = ()
     strays: int = 0
     asked: dict[str, Asked] = field(default_factory=dict)
     loaded: Answer | None = None
     waited: float = 0.0
     silent_cpu_seconds: float = 0.0
+
+    @property
+    def claimed_bytes(self) -> int:
+        """VRAM that Ollama says all loaded models take."""
+        models = (*(seen.model for seen in self.seen), *self.others)
+        return sum(model.size_vram_bytes for model in models)
 
 
 def gpu_wanted(settings: Settings, memory: Memory, hint: bool) -> bool:

@@ -70,7 +70,7 @@ class _Visit:
                 m for m in models if settings.model is None or same_model(m.name, settings.model)
             )
             if settings.model is not None and not wanted:
-                return self._ask_for(settings.model)
+                return replace(self._ask_for(settings.model), others=models)
             return self._look_at(models, wanted)
         except ApiError as error:
             return Observation(api_error=str(error))
@@ -106,7 +106,7 @@ class _Visit:
         silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
         return Observation(
             seen=tuple(seen),
-            claimed_bytes=sum(model.size_vram_bytes for model in models),
+            others=tuple(model for model in models if model not in wanted),
             strays=max(len(found) - len(models), 0),
             asked=asked,
             waited=waited,

@@ -82,8 +82,8 @@ def read(
     return values
 
 
-def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
-    """A parser for a number of seconds within bounds (both allowed), and those bounds in words."""
+def number(low: float, high: float, what: str = "a number") -> tuple[Callable[[str], float], str]:
+    """A parser for a number within bounds (both allowed), and those bounds in words."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -91,7 +91,12 @@ def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
             raise ValueError(text)
         return value
 
-    return parse, f"a number of seconds from {low:g} to {high:g}"
+    return parse, f"{what} from {low:g} to {high:g}"
+
+
+def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
+    """A parser for a number of seconds within bounds (both allowed), and those bounds in words."""
+    return number(low, high, "a number of seconds")
 
 
 def one_of(*choices: str) -> tuple[Callable[[str], str], str]:
@@ -119,18 +124,24 @@ def _percent(text: str) -> float:
     return value
 
 
-def limit(low: float, high: float, unit: str) -> tuple[Callable[[str], Limit], str]:
+def limit(low: float, high: float, what: str) -> tuple[Callable[[str], Limit], str]:
     """A parser for a limit that may be off, or learned, and what it allows in words."""
+    parse_number, bounds = number(low, high, what)
 
     def parse(text: str) -> Limit:
         if text.lower() in ("off", "learned"):
             return None if text.lower() == "off" else "learned"
-        value = float(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
+        return parse_number(text)
 
-    return parse, f"off, learned, or {unit} from {low:g} to {high:g}"
+    return parse, f"off, learned, or {bounds}"
+
+
+def address(text: str) -> tuple[str, int]:
+    """`host:port`, all interfaces where the host is left out; raises `ValueError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError(text)
+    return host.strip("[]") or "0.0.0.0", int(port)
 
 
 def ollama_url(text: str) -> str:
@@ -186,6 +197,8 @@ def ollama_keep_alive(text: str) -> float:
 _timeout, _timeout_allowed = seconds(1, 300)
 _load, _load_allowed = seconds(10, 86_400)
 _busy, _busy_allowed = seconds(10, 86_400)
+_interval, _interval_allowed = seconds(1, 3600)
+_watermark, _watermark_allowed = number(0, 1000)
 _quiet, _quiet_allowed = seconds(0, 3600)
 _first, _first_allowed = limit(0.001, 300, "a number of seconds")
 _rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
@@ -305,6 +318,35 @@ KNOBS: tuple[Knob, ...] = (
 )
 
 
+SERVE_KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "listen",
+        "PROBE_LISTEN",
+        "0.0.0.0:11435",
+        address,
+        "host:port or :port, with a port from 1 to 65535",
+        "Where to answer. Only what reaches the container's network gets there.",
+    ),
+    Knob(
+        "interval",
+        "PROBE_INTERVAL",
+        "15",
+        _interval,
+        _interval_allowed,
+        "How often to check. Whoever asks gets what the last check found.",
+    ),
+    Knob(
+        "watermark",
+        "PROBE_VRAM_WATERMARK_GB",
+        "0.5",
+        _watermark,
+        _watermark_allowed,
+        "/health answers 503 where less VRAM than this is free (in GiB) and no model is in it: "
+        "the next load would find no room. 0: never.",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The probe's settings; see `KNOBS` for meaning and bounds. Times are in seconds."""
@@ -329,3 +371,25 @@ class Settings:
     ) -> Settings:
         """Read `KNOBS`; raises `SettingError`."""
         return cls(**read(KNOBS, flags, env))
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Settings of `serve`; see `SERVE_KNOBS` for meaning and bounds.
+
+    Attributes:
+        listen: host and port.
+        interval: seconds.
+        watermark: GiB.
+    """
+
+    listen: tuple[str, int] = ("0.0.0.0", 11435)
+    interval: float = 15.0
+    watermark: float = 0.5
+
+    @classmethod
+    def from_flags_and_env(
+        cls, flags: Mapping[str, str | None], env: Mapping[str, str]
+    ) -> ServeSettings:
+        """Read `SERVE_KNOBS`; raises `SettingError`."""
+        return cls(**read(SERVE_KNOBS, flags, env))

@@ -52,6 +52,7 @@ FULL = Answer("error", 0.1, None, 503, "server busy, please try again")
 
 OTHERS = GpuReading((device(used=20),))
 EMPTY = GpuReading((device(used=0),))
+OWN = LoadedModel("second:latest", 19 * GIB, 19 * GIB)
 LATER = replace(IN_VRAM, expires_text="later")
 
 
@@ -228,7 +229,7 @@ BARELY = replace(IN_VRAM, size_bytes=8 * GIB, size_vram_bytes=6 * GIB)
         (look(TOKEN, model=ON_CPU, gpu=GPU), WAS_IN_VRAM, ANY, "cpu_fallback"),
         (look(TOKEN, model=ON_CPU, gpu=OTHERS, strays=1), WAS_IN_VRAM, ANY, "cpu_fallback"),
         (
-            look(TOKEN, model=ON_CPU, gpu=OTHERS, claimed_bytes=19 * GIB),
+            look(TOKEN, model=ON_CPU, gpu=OTHERS, others=(OWN,)),
             *(WAS_IN_VRAM, ANY, "cpu_fallback"),
         ),
         # Ollama says 100 % GPU, and the VRAM is empty
