@@ -130,7 +130,7 @@ def main() -> None:
     prepare += f"fast = list(sys.modules)\nimport {', '.join(own)}\n"
     record = run([str(interpreter), "-IS", "-c", prepare + "print((texts, patterns, fast))"])
     texts, patterns, fast = ast.literal_eval(record)
-    for one in modules.keys() - fast if args.fast else ():
+    for one in modules.keys() - (set(fast) - set(args.lazy)) if args.fast else ():
         modules[one] = modules[one]._replace(small=True)
     codes = {text: compile(text, "", "exec") for text in texts}
     write(archive, modules, codes, patterns)
