@@ -60,7 +60,8 @@ class Observation:
     """All that one check saw.
 
     Attributes:
-        clock: what the wall clock was ahead of the monotonic one, in seconds.
+        began_at: when the first look was, in seconds of the monotonic clock.
+        clock: what the wall clock was ahead of it.
         gpu: NVML's reading; None when no GPU was looked for.
         api_error: why the server could not be asked; None when it could.
         installed: whether the required model is on the server (`yes`, `no`, or run in a `cloud`);
@@ -74,6 +75,7 @@ class Observation:
         silent_cpu_seconds: CPU time that such runners used meanwhile.
     """
 
+    began_at: float = 0.0
     clock: float = 0.0
     gpu: GpuReading | None = None
     api_error: str | None = None
@@ -463,8 +465,7 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
         readings["gpu_memory_used_bytes"] = observation.gpu.memory_used_bytes
         readings["gpu_memory_total_bytes"] = observation.gpu.memory_total_bytes
     if observation.loaded is not None and observation.loaded.outcome == "token":
-        took = _time(observation.loaded.seconds)
-        message = f"the required model was loaded and gave its first token after {took}"
+        message = f"the required model was loaded and {_gave(observation.loaded)}"
         return Verdict(True, Reason.READY, message, readings | _speed(observation.loaded))
     if observation.loaded is not None:
         message = f"the required model is here, but is not for this: {observation.loaded.message}"
@@ -486,13 +487,18 @@ def _how_it_is(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> s
     if asked is not None and asked.answer.outcome == "error":
         return f"is loaded, and refused the request: {asked.answer.message}"
     if asked is not None and asked.ask.tokens:
-        return f"gave its first token after {_time(asked.answer.seconds)}"
+        return _gave(asked.answer)
     used_at = memory.models[seen.model.name].used_at
     if used_at is None:
         return "is loaded, and was left alone"
     if used_at == now:
         return "answered a user's request since the last check"
     return f"answered a user's request {now - used_at:.0f} s ago"
+
+
+def _gave(answer: Answer) -> str:
+    what = "an embedding" if answer.embedding else "its first token"
+    return f"gave {what} after {_time(answer.seconds)}"
 
 
 def _time(seconds: float) -> str:
@@ -508,9 +514,8 @@ def _fault(reason: Reason, message: str, **readings: Reading) -> Verdict:
 
 def _remember(observation: Observation, memory: Memory, settings: Settings, now: float) -> Memory:
     """Everything the next check should know that does not depend on the verdict."""
-    memory = replace(memory, checked_at=now)
     if observation.api_error is not None:
-        return memory
+        return replace(memory, checked_at=observation.began_at)
     models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
     silent = False
     for seen in observation.seen:
@@ -526,6 +531,7 @@ def _remember(observation: Observation, memory: Memory, settings: Settings, now:
     busy_since = now if memory.busy_since is None else memory.busy_since
     return replace(
         memory,
+        checked_at=observation.began_at,
         clock=observation.clock,
         load=_load(observation, memory, now),
         busy_since=busy_since if silent else None,

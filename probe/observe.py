@@ -41,11 +41,12 @@ def observe(settings: Settings, memory: Memory, end: float, *, ask: bool = True)
         gpu.hidden_by(env) is None and (gpu.has_driver_library(env) or gpu.has_device_node())
     )
     look = gpu.Look(env) if gpu_wanted(settings, memory, hint) else None
-    clock = time.time() - time.monotonic()
+    began = time.monotonic()
+    clock = time.time() - began
     with alarm(end):
         observation = _Visit(settings, memory, clock, end, ask).pay()
     reading = look.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if look else None
-    return replace(observation, gpu=reading, clock=clock)
+    return replace(observation, began_at=began, clock=clock, gpu=reading)
 
 
 class _Visit:

@@ -65,6 +65,7 @@ class Answer:
         tokens_per_second: rate of the tokens after the first; None when there was none.
         status: HTTP status of an `error`; None when the connection broke.
         message: the server's own words for an `error`.
+        embedding: it was one.
     """
 
     outcome: Literal["token", "silent", "error"]
@@ -72,6 +73,7 @@ class Answer:
     tokens_per_second: float | None = None
     status: int | None = None
     message: str = ""
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -301,14 +303,15 @@ def _answer(status: int, content: bytes, seconds: float) -> Answer:
     try:
         body = json.loads(content)
         message = str(body.get("error", ""))
-        done = bool(body.get("done")) or "embeddings" in body
+        embedding = "embeddings" in body
+        done = embedding or bool(body.get("done"))
         count, spent = int(body.get("eval_count", 0)), int(body.get("eval_duration", 0)) / 1e9
     except (ValueError, TypeError, AttributeError):
         return Answer("error", seconds, None, status, "not an answer of Ollama's")
     if status != 200 or message or not done:
         return Answer("error", seconds, None, status, message or f"HTTP {status}")
     if count < 2 or spent <= 0:
-        return Answer("token", seconds)
+        return Answer("token", seconds, embedding=embedding)
     return Answer("token", max(seconds - spent, 0), (count - 1) / spent)
 
 

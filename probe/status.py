@@ -17,6 +17,7 @@ from probe.report import Verdict
 
 BAR_LENGTH = 20
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 def page(verdict: Verdict, observation: Observation, memory: Memory, now: float) -> str:
@@ -87,14 +88,14 @@ def _device(device: GpuDevice) -> str:
     total, used = device.memory_total_bytes, device.memory_used_bytes
     if total is None or used is None:
         return f"  {device.name}{use}  (does not tell its memory)  {device.uuid}"
-    memory = f"{used / GIB:.1f} of {total / GIB:.1f} GiB"
+    memory = f"{_size(used)} of {_size(total)}"
     return f"  {device.name}  {_bar(used / total)}  {memory}{use}  {device.uuid}"
 
 
 def _model(seen: Seen, width: int, now: float) -> str:
     model = seen.model
     share = model.size_vram_bytes / model.size_bytes if model.size_bytes else 0.0
-    size = f"{share:4.0%} of {model.size_bytes / GIB:.1f} GiB in VRAM"
+    size = f"{share:4.0%} of {_size(model.size_bytes)} in VRAM"
     left = _seconds_left(seen, now)
     until = "stays loaded" if left is None else f"unloaded in {_duration(left)}"
     return f"  {model.name:{width}}  {_bar(share)}  {size}  {_state(seen)}, {until}"
@@ -129,6 +130,10 @@ def _coloured(healthy: bool, reason: str) -> str:
 def _bar(share: float) -> str:
     full = round(min(max(share, 0.0), 1.0) * BAR_LENGTH)
     return "█" * full + "░" * (BAR_LENGTH - full)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
 
 
 def _duration(seconds: float) -> str:

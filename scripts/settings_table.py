@@ -9,7 +9,11 @@ import probe.settings
 from probe.settings import Knob
 from scripts.say import ROOT
 
-TABLES = {"probe": probe.settings.KNOBS, "autoheal": autoheal.settings.KNOBS}
+TABLES = {
+    "probe": probe.settings.KNOBS,
+    "serve": probe.settings.SERVE_KNOBS,
+    "autoheal": autoheal.settings.KNOBS,
+}
 FILE = ROOT / "docs/configuration.md"
 
 

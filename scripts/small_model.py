@@ -18,8 +18,13 @@ END = 2
 """The token that ends an answer."""
 
 
-def write(path: Path, layers: int, width: int, context: int = 8192) -> None:
-    """Write a llama-architecture model of this shape; `width` is a multiple of 32."""
+def write(
+    path: Path, layers: int, width: int, context: int = 8192, *, embeds: bool = False
+) -> None:
+    """Write a llama-architecture model of this shape; `width` is a multiple of 32.
+
+    One that `embeds` is for embeddings only, as Ollama sees it.
+    """
     random = np.random.default_rng(seed=0)
     heads, inner = width // HEAD_WIDTH, width * 2
     letters = [chr(ord("a") + i) for i in range(26)]
@@ -38,6 +43,8 @@ def write(path: Path, layers: int, width: int, context: int = 8192) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HEAD_WIDTH)
     writer.add_vocab_size(len(tokens))
+    if embeds:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))
@@ -66,6 +73,24 @@ def write(path: Path, layers: int, width: int, context: int = 8192) -> None:
         weights(f"blk.{layer}.ffn_down.weight", width, inner)
         norm(f"blk.{layer}.attn_norm.weight")
         norm(f"blk.{layer}.ffn_norm.weight")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_adapter(path: Path, layers: int, width: int, rank: int = 4) -> None:
+    """Write a LoRA adapter for a model of this shape."""
+    random = np.random.default_rng(seed=1)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    for layer in range(layers):
+        name = f"blk.{layer}.attn_q.weight"
+        for part in (f"{name}.lora_a", f"{name}.lora_b"):
+            shape = (rank, width) if part.endswith("a") else (width, rank)
+            writer.add_tensor(part, random.standard_normal(shape, dtype=np.float32) * 0.02)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

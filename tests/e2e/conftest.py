@@ -136,18 +136,39 @@ class Ollama(Patient):
 
     def generate(self, model: str, tokens: int = 1, **options: int) -> dict[str, Any]:
         """What a user does."""
-        reply = httpx.post(
-            f"{self.url}/api/generate",
-            json={
-                "model": model,
-                "prompt": "a b c",
-                "stream": False,
-                "options": {"num_predict": tokens, **options},
-            },
-            timeout=120,
-        )
+        return self.request(model=model, options={"num_predict": tokens, **options})
+
+    def request(self, **fields: Any) -> dict[str, Any]:
+        """The same, with any field of the request."""
+        body = {"prompt": "a b c", "stream": False, "options": {"num_predict": 1}, **fields}
+        return self._post("/api/generate", body)
+
+    def embed(self, model: str) -> dict[str, Any]:
+        """What another user does."""
+        return self._post("/api/embed", {"model": model, "input": "a b c"})
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        reply = httpx.post(self.url + path, json=body, timeout=120)
         reply.raise_for_status()
         return dict(reply.json())
+
+    def probe(self, *words: str, **env: str) -> tuple[int, str]:
+        """What a person runs in the container: exit code and output."""
+        done = subprocess.run(
+            [
+                *("docker", "exec", *(f"--env={name}={value}" for name, value in env.items())),
+                *(self.name, "ollama-probe", *words),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def wait_listening(self) -> None:
+        """Wait until it has begun to answer; its log says so."""
+        for line in self.container.logs(stream=True, follow=True):
+            if b"Listening on" in line:
+                return
 
     @contextmanager
     def endless_request(self, model: str) -> Iterator[None]:
@@ -178,9 +199,9 @@ class Ollama(Patient):
     def loaded(self) -> list[dict[str, Any]]:
         return list(httpx.get(f"{self.url}/api/ps", timeout=10).json()["models"])
 
-    def seconds_left(self) -> float:
-        """Until the one loaded model is unloaded."""
-        [model] = self.loaded
+    def seconds_left(self, name: str = "") -> float:
+        """Until a loaded model, or the only one, is unloaded."""
+        [model] = [m for m in self.loaded if m["name"].startswith(name)]
         text = re.sub(r"(\.\d{6})\d+", r"\1", model["expires_at"])
         return datetime.fromisoformat(text).timestamp() - time.time()
 
@@ -236,14 +257,30 @@ def engine() -> docker.DockerClient:
     return docker.from_env()
 
 
-@pytest.fixture(scope="session")
-def models(engine: docker.DockerClient) -> Iterator[str]:
-    """A volume with two models: `tiny` loads at once, `big` takes seconds."""
+@contextmanager
+def volume_of_models(engine: docker.DockerClient) -> Iterator[str]:
+    """A volume with models.
+
+    `tiny` loads at once, `big` takes seconds, `vector` only embeds, and `tuned` is `tiny` with
+    an adapter, a system prompt and a context length of its own.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        for name, layers, width in (("tiny", 2, 128), ("big", 16, 2048)):
-            small_model.write(Path(directory) / f"{name}.gguf", layers, width)
-            mmap = "\nPARAMETER use_mmap false" if name == "big" else ""
-            (Path(directory) / name).write_text(f"FROM /models/{name}.gguf{mmap}\n")
+        files = Path(directory)
+        small_model.write(files / "tiny.gguf", 2, 128)
+        small_model.write(files / "big.gguf", 16, 2048)
+        small_model.write(files / "vector.gguf", 2, 128, embeds=True)
+        small_model.write_adapter(files / "adapter.gguf", 2, 128)
+        lines = {
+            "tiny": ["FROM /models/tiny.gguf"],
+            "big": ["FROM /models/big.gguf", "PARAMETER use_mmap false"],
+            "vector": ["FROM /models/vector.gguf"],
+            "tuned": [
+                *("FROM /models/tiny.gguf", "ADAPTER /models/adapter.gguf"),
+                *("SYSTEM You are tuned.", "PARAMETER num_ctx 1536"),
+            ],
+        }
+        for name, words in lines.items():
+            (files / name).write_text("\n".join(words) + "\n")
         engine.volumes.create(MODELS)
         container = engine.containers.run(
             OLLAMA,
@@ -256,13 +293,19 @@ def models(engine: docker.DockerClient) -> Iterator[str]:
         )
         try:
             Patient(container).wait_health("healthy")
-            for name in ("tiny", "big"):
+            for name in lines:
                 done = container.exec_run(["ollama", "create", name, "-f", f"/models/{name}"])
                 assert done.exit_code == 0, done.output
         finally:
             container.remove(force=True, v=True)
     yield MODELS
     engine.volumes.get(MODELS).remove(force=True)
+
+
+@pytest.fixture(scope="session")
+def models(engine: docker.DockerClient) -> Iterator[str]:
+    with volume_of_models(engine) as volume:
+        yield volume
 
 
 @pytest.fixture
@@ -295,6 +338,7 @@ def ollama(start: Callable[..., Container], models: str, label: str) -> Callable
     def begin(
         env: dict[str, str] | None = None,
         *,
+        check: tuple[str, ...] = (),
         interval: float = 1,
         retries: int = 2,
         volumes: dict[str, dict[str, str]] | None = None,
@@ -303,11 +347,11 @@ def ollama(start: Callable[..., Container], models: str, label: str) -> Callable
     ) -> Ollama:
         container = start(
             OLLAMA,
-            environment={"PROBE_TIMEOUT": "2", **(env or {})},
+            environment={"PROBE_TIMEOUT": "2", "PROBE_QUIET": "0", **(env or {})},
             labels={label: "true", **(labels or {})},
             volumes={models: {"bind": "/root/.ollama", "mode": "rw"}, **(volumes or {})},
             healthcheck={
-                "test": ["CMD", "ollama-probe", "check"],
+                "test": ["CMD", "ollama-probe", "check", *check],
                 "interval": int(interval * SECOND),
                 "timeout": 10 * SECOND,
                 "retries": retries,
@@ -369,6 +413,12 @@ def autoheal(label: str, tmp_path: Path) -> Iterator[Callable[..., Autoheal]]:
     for one in running:
         one.process.kill()
         one.process.wait()
+
+
+@pytest.fixture
+def gateway(engine: docker.DockerClient) -> str:
+    """This machine's address on the containers' bridge."""
+    return str(engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
 
 
 @pytest.fixture

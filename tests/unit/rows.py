@@ -76,5 +76,5 @@ def look(
     """One loaded model, and what came of asking it."""
     one = Asked(ASK, answer, NOW, after, cpu) if answer is not None else None
     asked = {} if one is None else {model.name: one}
-    observation = Observation(clock=CLOCK, seen=(Seen(model, runner, health),), asked=asked)
+    observation = Observation(NOW, CLOCK, seen=(Seen(model, runner, health),), asked=asked)
     return replace(observation, **more)  # type: ignore[arg-type]

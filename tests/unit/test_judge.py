@@ -313,7 +313,8 @@ def test_what_is_learned_is_the_best_that_was_seen_in_peace() -> None:
         runner = replace(RUNNER, cpu_seconds=(known.cpu_seconds or 0) + busy)
         model = replace(IN_VRAM, expires_text=known.left)
         answer = Answer("token", seconds, rate)
-        _, memory = judge(look(answer, model=model, runner=runner), memory, LEARNED, now)
+        observation = look(answer, model=model, runner=runner, began_at=now)
+        _, memory = judge(observation, memory, LEARNED, now)
     record = memory.records["tiny:latest"]
     assert (record.first_token_seconds, record.tokens_per_second) == (0.4, 20.0)
 
@@ -383,3 +384,19 @@ def test_a_touch_without_a_token_is_no_measure_of_speed() -> None:
     observation = replace(look(TOKEN), asked={"tiny:latest": asked})
     _, memory = judge(observation, PROVEN, CEILING, NOW)
     assert memory.records["tiny:latest"] == Record(vram_percent=100)
+
+
+def test_what_users_have_set_is_known_after_it_was_given_back() -> None:
+    lent = replace(PROVEN.models["tiny:latest"], lent_seconds=286.0)
+    memory = replace(PROVEN, models={"tiny:latest": lent})
+    used = replace(IN_VRAM, expires_at=NOW + 276, expires_text="later")  # ten seconds ago
+    given = Asked(Ask(0, 290), TOKEN, NOW, model=replace(used, expires_at=NOW + 290))
+    observation = replace(look(TOKEN, model=used), asked={"tiny:latest": given})
+    _, memory = judge(observation, memory, ANY, NOW)
+    assert memory.models["tiny:latest"].session_seconds == 300.0
+
+
+def test_a_little_cpu_time_between_two_checks_is_peace() -> None:
+    runner = replace(RUNNER, cpu_seconds=50.4)  # in 15 seconds
+    _, memory = judge(look(LATE_TOKEN, runner=runner), had(1), CEILING, NOW)
+    assert memory.records["tiny:latest"].slow_checks == 2
