@@ -40,7 +40,9 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready  ## every figure in the documentation
+	$(BIN)/python -m bench.verdicts
 	$(BIN)/python -m bench.probe_cost
+	$(BIN)/python -m bench.users_cost
 	$(BIN)/python -m bench.time_to_kill
 	$(BIN)/python -m bench.autoheal_idle
 

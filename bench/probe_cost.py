@@ -20,6 +20,7 @@ import docker
 
 from scripts import small_model
 from tests.e2e.conftest import OLLAMA, SECOND, Ollama
+from tests.nvml import Nvml
 
 # In a small process of its own: a child starts with its parent's peak memory.
 MEASURE = """
@@ -37,8 +38,12 @@ print(json.dumps([usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss, status
 
 def main(runs: int = 40) -> None:
     client = docker.from_env()
+    gpu = tempfile.TemporaryDirectory()
     container = client.containers.run(
-        OLLAMA, detach=True, healthcheck={"test": ["CMD", "true"], "interval": 3600 * SECOND}
+        OLLAMA,
+        detach=True,
+        volumes=Nvml(Path(gpu.name)).volume,
+        healthcheck={"test": ["CMD", "true"], "interval": 3600 * SECOND},
     )
     try:
         server = Ollama(container)
@@ -51,16 +56,18 @@ def main(runs: int = 40) -> None:
         server.generate("tiny")
         container.reload()
         inside = ["nsenter", "--target", str(container.attrs["State"]["Pid"]), "--net", "--pid"]
+        check = [*inside, "--mount", "/usr/local/bin/ollama-probe", "check"]
         checks = {
-            "curl /api/ps": [*inside, "curl", "-sf", "http://127.0.0.1:11434/api/ps"],
-            "ollama ps": [*inside, "--mount", "/bin/ollama", "ps"],
-            "ollama-probe check": [*inside, "--mount", "/usr/local/bin/ollama-probe", "check"],
+            "curl /api/ps": ([*inside, "curl", "-sf", "http://127.0.0.1:11434/api/ps"], {}),
+            "ollama ps": ([*inside, "--mount", "/bin/ollama", "ps"], {}),
+            "ollama-probe check": (check, {"PROBE_GPU": "off"}),
+            "with a simulated GPU": (check, {}),
         }
         environment = dict(e.split("=", 1) for e in container.attrs["Config"]["Env"])
-        environment["HOME"] = "/root"
+        environment |= {"HOME": "/root", "PROBE_QUIET": "0"}
         results: dict[str, list[list[float]]] = {name: [] for name in checks}
         for turn in range(runs + 2):
-            for name, command in checks.items():
+            for name, (command, settings) in checks.items():
                 done = subprocess.run(
                     [
                         sys.executable,
@@ -68,7 +75,7 @@ def main(runs: int = 40) -> None:
                         "-c",
                         MEASURE,
                         json.dumps(command),
-                        json.dumps(environment),
+                        json.dumps({**environment, **settings}),
                     ],
                     check=True,
                     capture_output=True,
@@ -80,6 +87,7 @@ def main(runs: int = 40) -> None:
                     results[name].append(figures)
     finally:
         container.remove(force=True, v=True)
+        gpu.cleanup()
     yardstick = statistics.median(r[0] for r in results["ollama ps"])
     print(f"{'':20} {'CPU':>8} {'of ollama ps':>13} {'wall':>8} {'peak memory':>12}")
     for name, rows in results.items():

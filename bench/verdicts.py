@@ -2,11 +2,12 @@
 
     python -m bench.verdicts [WORD]
 
-Every cell is a container of its own with a real Ollama in that state (the GPU is simulated at
-NVML's C ABI, and where Ollama claims VRAM a server in front of it does). Each check runs three
-times, as with Docker's `--retries=3`; its cell is right when it calls a sick server unhealthy or
-a well one healthy, and does no harm. Times are scaled down ten times: each check has one second,
-and a model that loads for two to four stands for one that takes half a minute.
+Every cell is a container of its own with a real Ollama in that state. The GPU is simulated at
+NVML's C ABI, and a server in front of Ollama says in `/api/ps` what one with a GPU would; those
+checks that read it ask there. Each check runs three times, as with Docker's `--retries=3`. Its
+cell is right when it calls a sick server unhealthy or a well one healthy, and does no harm. Times
+are scaled down ten times: each check has one second, and a model that loads for two to four stands
+for one that takes half a minute.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.nvml import HEALTHY, Nvml
 
 TRIES = 3
 LIMIT_SECONDS = 1.0
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 0.6
 
 
 @dataclass
@@ -43,16 +44,11 @@ class Scene:
 
     server: Ollama
     nvml: Nvml
-    front: Front | None
-    env: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return self.front.url if self.front else self.server.url
+    front: Front
 
     def probe(self) -> tuple[bool, str]:
         """What our check says now, and its reason."""
-        code, line = self.server.probe("check", "--host", self.url, **self.env)
+        code, line = self.server.probe("check", "--host", self.front.url)
         verdict = parse(line)
         return code == 0, str(verdict.reason) if verdict else line.strip()
 
@@ -75,7 +71,7 @@ class State:
         before: what is there before, while our check has seen it well.
         model: what a timed generate asks for.
         env: settings of the server and of our check.
-        vram_share: what a server in front claims to be in VRAM; None for no such server.
+        vram_share: how much of each model `/api/ps` says is in VRAM.
     """
 
     name: str
@@ -84,7 +80,7 @@ class State:
     before: Act = nothing
     model: str = "tiny"
     env: dict[str, str] = field(default_factory=dict)
-    vram_share: float | None = None
+    vram_share: float = 1.0
 
 
 def use(model: str = "tiny", **options: int) -> Act:
@@ -104,7 +100,6 @@ def see(*lines: str) -> Act:
 
 def claim(share: float) -> Act:
     def act(scene: Scene) -> None:
-        assert scene.front is not None
         scene.front.vram_share = share
 
     return act
@@ -142,10 +137,8 @@ def stop_using(scene: Scene) -> None:
         time.sleep(0.05)
 
 
-IN_USE = "device GPU-1 24576 9000 0"
 EMPTY = "device GPU-1 24576 0 0"
 OTHERS = "device GPU-1 24576 24574 0"
-REQUIRED = {"PROBE_MODEL": "tiny"}
 
 STATES = [
     State("nothing is loaded", True, nothing),
@@ -158,7 +151,7 @@ STATES = [
     ),
     State("a model that only embeds", True, embed, model="vector"),
     State("unloaded after idling, VRAM empty", True, both(stop_using, see(EMPTY)), use()),
-    State("kept on the CPU from the start", True, use()),
+    State("kept on the CPU from the start", True, use(), vram_share=0.0),
     State("partly in VRAM: larger than the card", True, use(), vram_share=0.5),
     State("the server hangs", False, freeze("ollama serve")),
     State("the model's process hangs", False, freeze("ollama runner"), use()),
@@ -167,9 +160,9 @@ STATES = [
     ),
     State("NVML fails (`daemon-reload` on the host)", False, see("error 999"), use()),
     State("a GPU is gone", False, see(""), use()),
-    State("fell back to the CPU", False, claim(0.0), use(), vram_share=1.0),
-    State("on the CPU, while `/api/ps` says 100 % GPU", False, see(EMPTY), use(), vram_share=1.0),
-    State("others hold the VRAM", False, both(see(OTHERS), claim(0.0)), use(), vram_share=1.0),
+    State("fell back to the CPU", False, claim(0.0), use()),
+    State("on the CPU, while `/api/ps` says 100 % GPU", False, see(EMPTY), use()),
+    State("others hold the VRAM", False, both(see(OTHERS), claim(0.0)), use()),
 ]
 
 Check = Callable[[Scene, State], bool]
@@ -178,7 +171,7 @@ Check = Callable[[Scene, State], bool]
 def answers(path: str) -> Check:
     def check(scene: Scene, state: State) -> bool:
         try:
-            return httpx.get(scene.url + path, timeout=LIMIT_SECONDS).is_success
+            return httpx.get(scene.server.url + path, timeout=LIMIT_SECONDS).is_success
         except httpx.HTTPError:
             return False
 
@@ -189,7 +182,7 @@ def command(word: str) -> Check:
     def check(scene: Scene, state: State) -> bool:
         done = subprocess.run(
             [
-                *("docker", "exec", f"--env=OLLAMA_HOST={scene.url}", scene.server.name),
+                *("docker", "exec", scene.server.name),
                 *("timeout", str(LIMIT_SECONDS), "ollama", word),
             ],
             capture_output=True,
@@ -201,7 +194,7 @@ def command(word: str) -> Check:
 
 def all_in_vram(scene: Scene, state: State) -> bool:
     try:
-        models = httpx.get(f"{scene.url}/api/ps", timeout=LIMIT_SECONDS).json()["models"]
+        models = httpx.get(f"{scene.front.url}/api/ps", timeout=LIMIT_SECONDS).json()["models"]
     except httpx.HTTPError:
         return False
     return bool(all(model["size"] == model["size_vram"] for model in models))
@@ -210,7 +203,7 @@ def all_in_vram(scene: Scene, state: State) -> bool:
 def timed_generate(scene: Scene, state: State) -> bool:
     body = {"model": state.model, "prompt": "a", "stream": False, "options": {"num_predict": 1}}
     try:
-        url = f"{scene.url}/api/generate"
+        url = f"{scene.server.url}/api/generate"
         return httpx.post(url, json=body, timeout=LIMIT_SECONDS).is_success
     except httpx.HTTPError:
         return False
@@ -283,11 +276,9 @@ def scene_of(engine: docker.DockerClient, models: str, state: State) -> Iterator
         stack.callback(container.remove, force=True, v=True)
         server = Ollama(container)
         server.wait_listening()
-        front = None
-        if state.vram_share is not None:
-            bridge = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
-            front = stack.enter_context(in_front_of(server.url, str(bridge)))
-            front.vram_share = state.vram_share
+        bridge = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+        front = stack.enter_context(in_front_of(server.url, str(bridge)))
+        front.vram_share = state.vram_share
         yield Scene(server, nvml, front)
 
 

@@ -1,4 +1,4 @@
-"""One deadline over everything."""
+"""A deadline over whatever a thread waits for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from types import FrameType
 def alarm(end: float) -> Iterator[None]:
     """Raise `TimeoutError` in this thread at `end` (monotonic seconds), whatever it waits for.
 
-    A timeout of the HTTP client bounds each read, and a server that sends a byte now and then
-    stays below it for ever. Signals reach the main thread only; elsewhere this does nothing.
+    Signals reach the main thread only; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -22,6 +22,9 @@ _LIBRARY_DIRS = (
 )
 _DEVICE_NODES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg")
 
+_AMD_NODE = "/dev/kfd"
+
+_VULKAN = "OLLAMA_VULKAN"
 _CHOSEN = "CUDA_VISIBLE_DEVICES"
 _FORCED = "OLLAMA_LLM_LIBRARY"
 
@@ -61,22 +64,24 @@ class GpuReading:
         fault: in which way it failed; None when it did not.
         error: that in NVML's own words.
         hidden: a setting that hides every device from Ollama, as `NAME=value`.
+        partial: Ollama may use GPUs of another maker's too, which NVML does not see.
     """
 
     devices: tuple[GpuDevice, ...] = ()
     fault: GpuFault | None = None
     error: str = ""
     hidden: str | None = None
+    partial: bool = False
 
     @property
     def memory_total_bytes(self) -> int | None:
-        """Of all devices together; None when one does not say, as where memory is unified."""
-        return _sum(device.memory_total_bytes for device in self.devices)
+        """Of all GPUs together; None when one does not say, as where memory is unified."""
+        return None if self.partial else _sum(d.memory_total_bytes for d in self.devices)
 
     @property
     def memory_used_bytes(self) -> int | None:
-        """Of all devices together; None when one does not say."""
-        return _sum(device.memory_used_bytes for device in self.devices)
+        """Of all GPUs together; None when one does not say."""
+        return None if self.partial else _sum(d.memory_used_bytes for d in self.devices)
 
 
 def has_driver_library(env: Mapping[str, str]) -> bool:
@@ -88,6 +93,11 @@ def has_driver_library(env: Mapping[str, str]) -> bool:
 def has_device_node() -> bool:
     """Whether an NVIDIA device was given to this container."""
     return any(glob.glob(pattern) for pattern in _DEVICE_NODES)
+
+
+def has_other_gpus(env: Mapping[str, str]) -> bool:
+    """Whether Ollama may use GPUs that are not NVIDIA's: AMD's driver, or Vulkan, is here."""
+    return os.path.exists(_AMD_NODE) or env.get(_VULKAN, "") not in ("", "0", "false")
 
 
 def hidden_by(env: Mapping[str, str]) -> str | None:
@@ -181,7 +191,9 @@ def read(env: Mapping[str, str]) -> GpuReading:
                     denied = error  # another container's
             if denied is not None and not devices:
                 raise denied
-            return GpuReading(visible(tuple(devices), env), hidden=hidden_by(env))
+            return GpuReading(
+                visible(tuple(devices), env), hidden=hidden_by(env), partial=has_other_gpus(env)
+            )
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:

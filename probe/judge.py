@@ -279,7 +279,7 @@ def _refusal(
         return _fault(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     if answer.status == 503:
         return Verdict(True, Reason.BUSY, f"{name}: the queue is full: {answer.message}", readings)
-    if answer.status is not None and answer.status < 500:
+    if answer.status is not None and 400 <= answer.status < 500:
         return None  # it does not do what we asked, which is no fault
     if _NO_MEMORY.search(answer.message):
         return _fault(

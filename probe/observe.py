@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import gpu, runners
-from probe.deadline import alarm
 from probe.judge import Observation, gpu_wanted
 from probe.memory import Memory
 from probe.ollama import ApiError, LoadedModel, Server, same_model
@@ -43,8 +42,7 @@ def observe(settings: Settings, memory: Memory, end: float, *, ask: bool = True)
     look = gpu.Look(env) if gpu_wanted(settings, memory, hint) else None
     began = time.monotonic()
     clock = time.time() - began
-    with alarm(end):
-        observation = _Visit(settings, memory, clock, end, ask).pay()
+    observation = _Visit(settings, memory, clock, end, ask).pay()
     reading = look.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if look else None
     return replace(observation, began_at=began, clock=clock, gpu=reading)
 
@@ -75,9 +73,6 @@ class _Visit:
             return self._look_at(models, wanted)
         except ApiError as error:
             return Observation(api_error=str(error))
-        except TimeoutError:
-            words = f"{settings.host}: no answer within {settings.timeout:g} s"
-            return Observation(api_error=words)
 
     def _ask_for(self, model: str) -> Observation:
         """The required model is not loaded."""
@@ -94,12 +89,7 @@ class _Visit:
         started = time.monotonic()
         seen = [self._seen(model, served.get(model.name)) for model in wanted]
         waited = time.monotonic() - started
-        again = {m.name: m for m in self._server.loaded(self._left())} if models else {}
-        seen = [
-            replace(s, unfinished=again[s.model.name].expires_text != s.model.expires_text)
-            for s in seen
-            if s.model.name in again
-        ]
+        seen = self._again(seen)
         asked = dict(self._asked(seen)) if self._ask else {}
         after = {r.identity: r for r in runners.find()} if served else {}
         if asked:
@@ -126,7 +116,8 @@ class _Visit:
         for model in models:
             past = self._memory.models.get(model.name)
             runner = by_identity.get(past.runner) if past else None
-            runner = runner or by_blob.get(self._server.blob(model.name, self._left()))
+            patience = self._left() * _RUNNER_SHARE / len(models)
+            runner = runner or by_blob.get(self._server.blob(model.name, patience))
             if runner is not None:
                 yield model.name, runner
 
@@ -135,6 +126,20 @@ class _Visit:
             return Seen(model, runner)
         patience = self._left() * _RUNNER_SHARE
         return Seen(model, runner, self._server.runner_health(runner.port, patience))
+
+    def _again(self, seen: list[Seen]) -> list[Seen]:
+        """Look again where an expiry has moved since the last check: it may be moving still."""
+        known = self._memory.models
+        if all(
+            s.model.name in known and known[s.model.name].left == s.model.expires_text for s in seen
+        ):
+            return seen
+        again = {m.name: m.expires_text for m in self._server.loaded(self._left())}
+        return [
+            replace(s, unfinished=again[s.model.name] != s.model.expires_text)
+            for s in seen
+            if s.model.name in again
+        ]
 
     def _asked(self, seen: list[Seen]) -> Iterator[tuple[str, Asked]]:
         """Ask every model what may be asked of it; each has its share of the time that is left."""
@@ -159,7 +164,7 @@ def _look_back(
 ) -> dict[str, Asked]:
     """What our requests changed: each model's expiry, its runner's CPU time, its process."""
     present: dict[str, LoadedModel] = {}
-    with suppress(ApiError, TimeoutError):
+    with suppress(ApiError):
         # The server answers first and notes the new expiry then; while a user's request is
         # under way it notes none.
         end, pause = time.monotonic() + _NOTED_SECONDS, 0.005

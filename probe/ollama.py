@@ -14,6 +14,8 @@ from typing import Any, Literal
 import httpcore
 import httpx
 
+from probe.deadline import alarm
+
 PROMPT = "a"
 FOREVER = -1.0
 """A `keep_alive` that means: never unload."""
@@ -27,6 +29,8 @@ _RUNNER_READY = (0, 1)
 _RUNNER_LOADING = (2, 3)
 
 _BODY_LIMIT_BYTES = 8 << 20
+
+_Body = dict[str, Any]
 
 
 class ApiError(Exception):
@@ -115,10 +119,11 @@ class Server:
 
     def blob(self, model: str, timeout: float) -> str:
         """File name of the weights of a model, `sha256-...`; empty when the server does not say."""
-        with contextlib.suppress(httpx.HTTPError, TimeoutError, ValueError, AttributeError):
-            reply = self._client.post("/api/show", json={"model": model}, timeout=timeout)
-            match = re.search(r"^FROM .*?(sha256-\w+)", reply.json().get("modelfile", ""), re.M)
-            return match[1] if match else ""
+        with contextlib.suppress(httpx.HTTPError, ApiError, TimeoutError, ValueError):
+            body = _Body({"model": model})
+            status, content = _request(self._client, "POST", "/api/show", body, timeout)
+            match = re.search(rb"FROM [^\"]*?(sha256-\w+)", content)
+            return match[1].decode() if match and status == 200 else ""
         return ""
 
     def ask(
@@ -155,13 +160,13 @@ class Server:
 
     def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
         """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
+        url = f"http://127.0.0.1:{port}/health"
         try:
-            reply = self._client.get(f"http://127.0.0.1:{port}/health", timeout=timeout)
-            body = reply.json()
+            body = json.loads(_get(self._client, url, timeout)[1])
             status, progress = body["status"], float(body.get("progress", 0))
         except (httpx.TimeoutException, TimeoutError):
             return RunnerHealth("silent")
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        except (httpx.HTTPError, ApiError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if status in _RUNNER_LOADING:
             return RunnerHealth("loading", progress)
@@ -169,18 +174,13 @@ class Server:
 
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
         try:
-            with self._client.stream("GET", path, timeout=timeout) as reply:
-                content = b""
-                for chunk in reply.iter_bytes():
-                    content += chunk
-                    if len(content) > _BODY_LIMIT_BYTES:
-                        raise ApiError(f"{path}: the answer has no end")
+            status, content = _get(self._client, path, timeout)
         except (httpx.TimeoutException, TimeoutError):
             raise ApiError(f"{path}: no answer from {self.url} within {timeout:.1f} s") from None
         except httpx.HTTPError as error:
             raise ApiError(f"{path}: {self.url}: {_words(error)}") from None
-        if reply.status_code != 200:
-            raise ApiError(f"{path}: {self.url} answered HTTP {reply.status_code}")
+        if status != 200:
+            raise ApiError(f"{path}: {self.url} answered HTTP {status}")
         try:
             body = json.loads(content)
         except ValueError:
@@ -288,15 +288,43 @@ def _ask(
     return answer
 
 
-def _post(client: httpx.Client, path: str, body: Mapping[str, Any], timeout: float) -> Answer:
+def _post(client: httpx.Client, path: str, body: _Body, timeout: float) -> Answer:
     started = time.monotonic()
     try:
-        reply = client.post(path, json=body, timeout=timeout)
-        return _answer(reply.status_code, reply.content, time.monotonic() - started)
+        status, content = _request(client, "POST", path, body, timeout)
+        return _answer(status, content, time.monotonic() - started)
     except (httpx.TimeoutException, TimeoutError):
         return Answer("silent", time.monotonic() - started)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ApiError) as error:
         return Answer("error", time.monotonic() - started, message=_words(error))
+
+
+def _request(
+    client: httpx.Client, method: str, path: str, body: _Body | None, timeout: float
+) -> tuple[int, bytes]:
+    """Status and content of an answer that has an end; raises `ApiError` where it has none.
+
+    httpx's own timeout bounds each read, and a server that sends a byte now and then stays below
+    it for ever: the alarm bounds them all together.
+    """
+    with (
+        alarm(time.monotonic() + timeout),
+        client.stream(method, path, json=body, timeout=timeout) as reply,
+    ):
+        content = b""
+        for chunk in reply.iter_bytes():
+            content += chunk
+            if len(content) > _BODY_LIMIT_BYTES:
+                raise ApiError(f"{path}: the answer has no end")
+    return reply.status_code, content
+
+
+def _get(client: httpx.Client, path: str, timeout: float) -> tuple[int, bytes]:
+    """The same for a question, which may be asked again where its connection was just closed."""
+    try:
+        return _request(client, "GET", path, None, timeout)
+    except (httpx.NetworkError, httpx.RemoteProtocolError):
+        return _request(client, "GET", path, None, timeout)
 
 
 def _answer(status: int, content: bytes, seconds: float) -> Answer:

@@ -76,6 +76,40 @@ dataclasses.exec = record_text
 
 
 def main() -> None:
+    args = arguments()
+    name, _, entry = args.command.partition("=")
+    module, _, function = entry.partition(":")
+    package = module.partition(".")[0]
+    library = args.target.absolute() / "lib" / VERSION
+    archive = args.target.absolute() / "lib" / "modules"
+    interpreter = args.target.absolute() / "bin" / "python3"
+    (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
+    interpreter.parent.mkdir(parents=True)
+
+    files = find_modules([module, *HIDDEN], {*UNWANTED, *args.unwanted}, args.lean)
+    own = [source for relative, source in files.items() if relative.split("/")[0] == package]
+    named = set(re.findall(r"\w+", "".join(Path(source).read_text() for source in own)))
+    modules = {
+        one.name: one
+        for relative, source in files.items()
+        if (one := place(relative, source, library, args, named)) is not None
+    }
+    shutil.copy(os.path.realpath(sys.executable), interpreter)
+    copy_libraries([interpreter, *library.rglob("*.so")], args.target.absolute() / "lib")
+    write_byte_code(bundled.__file__, library / "bundled.py")
+    write(archive, modules, Record([], {}, []))
+
+    start = f"import bundled\nbundled.install({str(archive)!r}, {str(library)!r})\n"
+    launcher = args.target / "bin" / name
+    launcher.write_text(
+        f"#!{interpreter} -IS\n{start}from {module} import {function}\n{function}()\n"
+    )
+    launcher.chmod(0o755)
+    mine = [m for m in modules if m.partition(".")[0] == package]
+    write(archive, modules, record(interpreter, start, args.fast, mine), small=bool(args.fast))
+
+
+def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--command", required=True, metavar="NAME=MODULE:FUNCTION")
     options.add_argument("--target", required=True, type=Path)
@@ -87,84 +121,54 @@ def main() -> None:
         "--lean", type=Path, metavar="DIR", help="has modules to take in the place of others"
     )
     options.add_argument(
+        "--shake", nargs="*", default=[], metavar="MODULE", help="to lose what is never named"
+    )
+    options.add_argument(
         "--fast", nargs="*", default=[], metavar="MODULE", help="to start fast; others get small"
     )
-    args = options.parse_args()
-    name, _, entry = args.command.partition("=")
-    module, _, function = entry.partition(":")
-
-    library = args.target / "lib" / VERSION
-    (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
-    files = find_modules([module, *HIDDEN], {*UNWANTED, *args.unwanted}, args.lean)
-    natives = []
-    modules: dict[str, Module] = {}
-    for relative, source in files.items():
-        if not relative.endswith(".py"):
-            natives += copy_file(source, library / relative)
-        elif relative.startswith(AS_FILES):
-            write_byte_code(source, library / relative)
-        else:
-            one = module_name(relative)
-            if not _imp.is_frozen(one):  # the interpreter has it in itself
-                package, lazy = relative.endswith("/__init__.py"), one in args.lazy
-                modules[one] = Module(byte_code(source, library / relative), package, lazy)
-    interpreter = args.target / "bin" / "python3"
-    interpreter.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(os.path.realpath(sys.executable), interpreter)
-    copy_libraries([interpreter, *natives], args.target.absolute() / "lib")
-    archive = args.target.absolute() / "lib" / "modules"
-    write(archive, modules, {}, {})
-    write_byte_code(bundled.__file__, library / "bundled.py")
-    launcher = args.target / "bin" / name
-    launcher.write_text(
-        f"#!{interpreter.absolute()} -IS\nimport bundled\n"
-        f"bundled.install({str(archive)!r}, {str(library.absolute())!r})\n"
-        f"from {module} import {function}\n{function}()\n"
-    )
-    launcher.chmod(0o755)
-    # What was left out and is needed after all must fail here, not at a user's.
-    own = [m for m in modules if m.partition(".")[0] == module.partition(".")[0]]
-    prepare = launcher.read_text().partition("from ")[0] + RECORD
-    for one in args.fast:
-        prepare += f"import {one}\n"
-    prepare += f"fast = list(sys.modules)\nimport {', '.join(own)}\n"
-    record = run([str(interpreter), "-IS", "-c", prepare + "print((texts, patterns, fast))"])
-    texts, patterns, fast = ast.literal_eval(record)
-    for one in modules.keys() - (set(fast) - set(args.lazy)) if args.fast else ():
-        modules[one] = modules[one]._replace(small=True)
-    codes = {text: compile(text, "", "exec") for text in texts}
-    write(archive, modules, codes, patterns)
+    return options.parse_args()
 
 
 class Module(NamedTuple):
-    """What goes into the archive of one module; `lazy` and `small` as `bundled.py` has them."""
+    """What goes into the archive of one module; `lazy` as `bundled.py` has it."""
 
+    name: str
     code: CodeType
     package: bool
     lazy: bool
-    small: bool = False
 
 
-def write(
-    archive: Path,
-    modules: dict[str, Module],
-    texts: dict[str, CodeType],
-    patterns: dict[tuple[str | bytes, int], tuple[object, ...]],
-) -> None:
-    """Write what `bundled.py` reads.
+class Record(NamedTuple):
+    """What happened while everything was imported.
 
-    Args:
-        archive: where to.
-        modules: by name.
-        texts: what dataclasses compile, and its code.
+    Attributes:
+        texts: what dataclasses compiled.
         patterns: regular expressions with their flags, and the arguments of `_sre.compile`.
+        fast: the modules that were imported for those that are to start fast.
     """
+
+    texts: list[str]
+    patterns: dict[tuple[str | bytes, int], tuple[object, ...]]
+    fast: list[str]
+
+
+def record(interpreter: Path, start: str, fast: list[str], own: list[str]) -> Record:
+    """Import everything in the bundle. What was left out and is needed after all fails here."""
+    lines = [start + RECORD, *(f"import {one}" for one in fast), "fast = list(sys.modules)"]
+    lines += [f"import {', '.join(own)}", "print((texts, patterns, fast))"]
+    return Record(*ast.literal_eval(run([str(interpreter), "-IS", "-c", "\n".join(lines)])))
+
+
+def write(archive: Path, modules: dict[str, Module], seen: Record, *, small: bool = False) -> None:
+    """Write what `bundled.py` reads; `small` compresses what need not start fast."""
     index, content = {}, b""
-    for name, (code, *flags, small) in modules.items():
-        piece = zlib.compress(marshal.dumps(code), 9) if small else marshal.dumps(code)
-        index[name] = (len(content), len(piece), *flags, small)
+    for name, (_, code, package, lazy) in modules.items():
+        compressed = small and (lazy or name not in seen.fast)
+        piece = zlib.compress(marshal.dumps(code), 9) if compressed else marshal.dumps(code)
+        index[name] = (len(content), len(piece), package, lazy, compressed)
         content += piece
-    head = marshal.dumps((index, texts, patterns))
+    codes = {text: compile(text, "", "exec") for text in seen.texts}
+    head = marshal.dumps((index, codes, seen.patterns))
     archive.write_bytes(len(head).to_bytes(bundled.HEAD_BYTES, "little") + head + content)
 
 
@@ -211,11 +215,29 @@ def module_name(relative: str) -> str:
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def copy_file(source: str, target: Path) -> list[Path]:
-    """Put native code or data in place; returns it if it is native code."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
-    return [target] if ".so" in target.name else []
+def place(
+    relative: str, source: str, library: Path, args: argparse.Namespace, named: set[str]
+) -> Module | None:
+    """Put what must be a file in its place; anything else is a module for the archive.
+
+    Args:
+        relative: path inside the bundle.
+        source: the file.
+        library: where to.
+        args: the command line.
+        named: every word in our own modules.
+    """
+    target = library / relative
+    if not relative.endswith(".py"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    elif relative.startswith(AS_FILES):
+        write_byte_code(source, target)
+    elif not _imp.is_frozen(name := module_name(relative)):  # the interpreter has those in itself
+        package = relative.endswith("/__init__.py")
+        code = byte_code(source, target, named if name in args.shake else None)
+        return Module(name, code, package, name in args.lazy)
+    return None
 
 
 def write_byte_code(source: str, target: Path) -> None:
@@ -228,14 +250,17 @@ def write_byte_code(source: str, target: Path) -> None:
     )
 
 
-def byte_code(source: str, target: Path) -> CodeType:
+def byte_code(source: str, target: Path, named: set[str] | None = None) -> CodeType:
     """Without asserts, and with annotations left as text, which saves their evaluation.
 
     Docstrings go too, but not where something reads them: our own commands show theirs as their
-    help, and a dataclass that has none works out its signature instead, which is slow.
+    help, and a dataclass that has none works out its signature instead, which is slow. Where
+    `named` is given, classes and functions go that nobody names.
     """
     content = Path(source).read_bytes()
     tree = ast.parse(content)
+    if named is not None:
+        shake(tree, named)
     dataclasses = [
         node
         for node in ast.walk(tree)
@@ -254,6 +279,22 @@ def byte_code(source: str, target: Path) -> CodeType:
         optimize=1 if dataclasses or b"click" in content else 2,
     )
     return code
+
+
+def shake(tree: ast.Module, named: set[str]) -> None:
+    """Leave out the classes and functions that neither `named` nor what stays refers to."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    optional = [node for node in tree.body if isinstance(node, kinds)]
+    needed = set(named)
+    seen: list[ast.stmt] = []
+    while True:
+        stays = [n for n in tree.body if n not in optional or n.name in needed]
+        new = [node for node in stays if node not in seen]
+        if not new:
+            break
+        seen += new
+        needed |= {n.id for node in new for n in ast.walk(node) if isinstance(n, ast.Name)}
+    tree.body = stays
 
 
 def copy_libraries(programs: list[Path], target: Path) -> None:

@@ -47,6 +47,9 @@ def in_front_of(upstream: str, gateway: str) -> Iterator[Front]:
         def do_GET(self) -> None:
             self._hand_on(b"")
 
+        def do_HEAD(self) -> None:
+            self._hand_on(b"")
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             front.asked.append((self.path, json.loads(body)))

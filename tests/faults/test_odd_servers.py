@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from probe.report import Reason, parse
+from probe.report import Reason, Verdict, parse
 
 DEADLINE_SECONDS = 2.0
 START_SECONDS = 1.0
@@ -22,7 +24,7 @@ Talk = Callable[[socket.socket], None]
 
 
 def head(status: str, length: int) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode()
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def says(content: bytes) -> Talk:
@@ -63,18 +65,75 @@ SERVERS: dict[str, tuple[Talk, str]] = {
 }
 
 
+LISTED = json.dumps(
+    {
+        "models": [
+            {
+                "name": "tiny:latest",
+                "expires_at": "2318-01-01T00:00:00Z",
+                "context_length": 4096,
+            }
+        ]
+    }
+).encode()
+
+MODELS: dict[str, tuple[Talk, Reason, str]] = {
+    "says nothing": (then_nothing(b""), Reason.STALLED, "gave no token within"),
+    "sends headers and then nothing": (
+        then_nothing(head("200 OK", 9)),
+        *(Reason.STALLED, "gave no token within"),
+    ),
+    "sends a body, byte by byte": (
+        for_ever(head("200 OK", 9999), b"{", 0.1),
+        *(Reason.STALLED, "gave no token within"),
+    ),
+    "sends a gigabyte": (
+        for_ever(head("200 OK", 1 << 30), b"x" * 65536, 0),
+        *(Reason.STALLED, "has no end"),
+    ),
+    "sends no JSON": (
+        says(head("200 OK", 5) + b"hello"),
+        *(Reason.STALLED, "not an answer of Ollama's"),
+    ),
+    "redirects": (says(head("302 Found", 0)), Reason.STALLED, "not an answer of Ollama's"),
+    "answers 500": (says(head("500 Oh", 2) + b"{}"), Reason.STALLED, "HTTP 500"),
+    "answers 503": (says(head("503 Busy", 2) + b"{}"), Reason.BUSY, "the queue is full"),
+    "hangs up": (lambda client: None, Reason.STALLED, "cannot be used"),
+}
+
+
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str) -> None:
+def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str, tmp_path: Path) -> None:
     talk, words = SERVERS[kind]
+    verdict = checked(lambda request: talk, tmp_path)
+    assert verdict.reason is Reason.API_DOWN
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_check_ends_in_time_and_is_right_of_a_model_that(kind: str, tmp_path: Path) -> None:
+    talk, reason, words = MODELS[kind]
+    listed = says(head("200 OK", len(LISTED)) + LISTED)
+    verdict = checked(lambda request: listed if b" /api/ps " in request else talk, tmp_path)
+    assert verdict.reason is reason
+    assert words in verdict.message
+
+
+def checked(answer: Callable[[bytes], Talk], state: Path) -> Verdict:
+    """What a check says of a server that answers each request so; it ends in time."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def meet(client: socket.socket) -> None:
+            with client, suppress(OSError):
+                request = client.recv(65536)
+                if request:
+                    answer(request)(client)
 
         def serve() -> None:
             with suppress(OSError):
                 while True:
                     client, _ = listener.accept()
-                    with client, suppress(OSError):
-                        client.recv(65536)
-                        talk(client)
+                    threading.Thread(target=meet, args=(client,), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
         began = time.monotonic()
@@ -84,6 +143,7 @@ def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str) -> N
                 **os.environ,
                 "OLLAMA_HOST": f"127.0.0.1:{listener.getsockname()[1]}",
                 "PROBE_TIMEOUT": str(DEADLINE_SECONDS),
+                "PROBE_STATE_DIR": str(state),
             },
             capture_output=True,
             text=True,
@@ -91,6 +151,5 @@ def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str) -> N
     assert time.monotonic() - began < DEADLINE_SECONDS + START_SECONDS
     verdict = parse(done.stdout)
     assert verdict is not None, done
-    assert (done.returncode, verdict.reason) == (1, Reason.API_DOWN)
-    assert words in verdict.message
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (verdict.exit_code, "")
+    return verdict

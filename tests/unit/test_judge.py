@@ -48,6 +48,8 @@ LOST = Answer("error", 0.1, None, 500, "llama runner process has terminated")
 TOO_LARGE = Answer("error", 0.1, None, 500, "model requires more system memory (9.0 GiB)")
 NO_VRAM = Answer("error", 0.1, None, 500, "llama runner: cudaMalloc failed: out of memory")
 REFUSED = Answer("error", 0.1, None, 400, "does not support what was asked")
+NONSENSE = Answer("error", 0.1, None, 200, "not an answer of Ollama's")
+BROKEN_OFF = Answer("error", 0.1, message="the answer has no end")
 FULL = Answer("error", 0.1, None, 503, "server busy, please try again")
 
 OTHERS = GpuReading((device(used=20),))
@@ -117,6 +119,8 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         (look(health=SILENT, waited=5.0, silent_cpu_seconds=4.0), PROVEN, ANY, "busy", True),
         (look(FULL), PROVEN, ANY, "busy", True),
         (look(LOST), PROVEN, ANY, "stalled", False),
+        (look(NONSENSE), PROVEN, ANY, "stalled", False),
+        (look(BROKEN_OFF), PROVEN, ANY, "stalled", False),
         (Observation(installed="yes", loaded=LOST), FIRST, REQUIRED, "stalled", False),
         # what no restart brings
         (Observation(installed="no"), FIRST, REQUIRED, "model_missing", False),
@@ -250,6 +254,8 @@ BARELY = replace(IN_VRAM, size_bytes=8 * GIB, size_vram_bytes=6 * GIB)
         # not of a model that came while we looked, nor where memory is unified
         (look(TOKEN, gpu=EMPTY), replace(HAD_GPU, models={}), ANY, "ready"),
         (look(TOKEN, gpu=UNIFIED), HAD_GPU, ANY, "ready"),
+        # nor where Ollama may use GPUs that NVML does not see
+        (look(TOKEN, gpu=replace(EMPTY, partial=True)), HAD_GPU, ANY, "ready"),
         # several models: one that is out of VRAM is found behind one that is in it
         (
             replace(

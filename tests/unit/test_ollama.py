@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -95,3 +95,18 @@ def test_a_model_that_only_embeds_is_asked_for_an_embedding(tokens: int) -> None
     path, body = requests[-1]
     assert path == "/api/embed"
     assert (bool(body["input"]), body["keep_alive"]) == (bool(tokens), "5000ms")
+
+
+def test_an_answer_without_an_end_is_not_waited_for() -> None:
+    def for_ever() -> Iterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    answer = ask(server({"/api/generate": httpx.Response(200, content=for_ever())}))
+    assert (answer.outcome, answer.message) == ("error", "/api/generate: the answer has no end")
+
+
+def test_a_models_weights_are_found_in_what_the_server_shows() -> None:
+    shown = {"modelfile": "# FROM tiny\nFROM /m/blobs/sha256-0ab1\nTEMPLATE x", "license": "FROM"}
+    assert server({"/api/show": shown}).blob("tiny", 1) == "sha256-0ab1"
+    assert server({"/api/show": {}}).blob("tiny", 1) == ""
