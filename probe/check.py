@@ -12,7 +12,7 @@ from probe.report import Reason, Verdict, render, to_json
 from probe.settings import SettingError, Settings
 
 if TYPE_CHECKING:
-    from probe.judge import Observation
+    from probe.observation import Observation
 
 
 def look(settings: Settings, *, ask: bool = True) -> tuple[Verdict, Observation]:

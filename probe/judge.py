@@ -1,24 +1,22 @@
 """The rules: what an observation means. Pure: plain data in, plain data out; time is an argument.
 
-`plan.py` has the rules of what a check may ask; `docs/reasons.md` explains each reason to the
-people who meet it.
+`plan.py` has the rules of what a check may ask, `learn.py` those of what the next check should
+know; `docs/reasons.md` explains each reason to the people who meet it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from probe.gpu import GpuFault, GpuReading
-from probe.memory import Episode, Load, Memory, Record
+from probe.learn import WORK_SHARE, lags, learn, vram_percent, with_episode
+from probe.memory import Memory, Record
+from probe.observation import Asked, Observation, Seen
 from probe.ollama import Answer, LoadedModel
-from probe.plan import Asked, Seen, is_required, past_of, remember, used_since
-from probe.report import Reading, Reason, Verdict
-from probe.settings import Limit, Settings
-
-WORK_SHARE = 0.05
-"""A runner that used more of one core than this while we waited has done work."""
+from probe.plan import is_required, past_of
+from probe.report import Reading, Reason, Verdict, short_time
+from probe.settings import Settings
 
 IDLE_SHARE = 0.005
 """One that used less has done nothing, on a GPU neither: a GPU's work has to be started."""
@@ -29,9 +27,6 @@ WORK_PERCENT = 5
 STILL_SECONDS = 120.0
 """A load that makes no progress for this long is stuck."""
 
-LOAD_STEP = (0.001, 0.02, 1 << 20)
-"""The least progress that counts: of its runner's own measure, CPU seconds, bytes of memory."""
-
 WEIGHTS_SHARE = 0.75
 """At least so much of the weights that Ollama says are in VRAM must be in use there."""
 
@@ -41,58 +36,8 @@ CLAIM_SHARE = 0.5
 OTHERS_SHARE = 0.05
 """VRAM in use that no model of this server claims is others' when it is more than this of all."""
 
-FAR = 5.0
-"""A learned limit is the best that was seen, made worse by this factor."""
-
-SHORT_SECONDS = 1.0
-"""No first token that comes within this is slow by a learned limit: a GPU wakes up from idling."""
-
-RECORDS = 32
-EPISODES = 10
-MESSAGE_LENGTH = 300
-
 _NO_MEMORY = re.compile(r"requires more system memory")
 _NO_VRAM = re.compile(r"out of memory|cudaMalloc failed|insufficient VRAM", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """All that one check saw.
-
-    Attributes:
-        began_at: when the first look was, in seconds of the monotonic clock.
-        clock: what the wall clock was ahead of it.
-        gpu: NVML's reading; None when no GPU was looked for.
-        api_error: why the server could not be asked; None when it could.
-        installed: whether the required model is on the server (`yes`, `no`, or run in a `cloud`);
-            None when that was not asked.
-        seen: the loaded models that matter to this check.
-        others: the other loaded models.
-        strays: runner processes that serve no loaded model.
-        asked: by model name, what was asked of it.
-        loaded: how our request to load the required model ended; None when none was made.
-        waited: seconds spent on a runner that said nothing.
-        silent_cpu_seconds: CPU time that such runners used meanwhile.
-    """
-
-    began_at: float = 0.0
-    clock: float = 0.0
-    gpu: GpuReading | None = None
-    api_error: str | None = None
-    installed: str | None = None
-    seen: tuple[Seen, ...] = ()
-    others: tuple[LoadedModel, ...] = ()
-    strays: int = 0
-    asked: dict[str, Asked] = field(default_factory=dict)
-    loaded: Answer | None = None
-    waited: float = 0.0
-    silent_cpu_seconds: float = 0.0
-
-    @property
-    def claimed_bytes(self) -> int:
-        """VRAM that Ollama says all loaded models take."""
-        models = (*(seen.model for seen in self.seen), *self.others)
-        return sum(model.size_vram_bytes for model in models)
 
 
 def gpu_wanted(settings: Settings, memory: Memory, hint: bool) -> bool:
@@ -113,7 +58,7 @@ def judge(
         settings: the probe's settings.
         now: seconds of the monotonic clock.
     """
-    past, memory = memory, _remember(observation, memory, settings, now)
+    past, memory = memory, learn(observation, memory, settings, now)
     verdict = (
         _gpu_fault(observation, memory, settings)
         or _api_fault(observation, settings)
@@ -128,7 +73,7 @@ def judge(
         memory = replace(memory, proven=True)
     devices = observation.gpu.devices if observation.gpu else ()
     gpus = tuple(dict.fromkeys((*memory.gpus, *(d.uuid for d in devices))))
-    episodes = _episodes(memory.episodes, verdict, now + observation.clock)
+    episodes = with_episode(memory.episodes, verdict, now + observation.clock)
     return verdict, replace(memory, gpus=gpus, episodes=episodes)
 
 
@@ -345,7 +290,7 @@ def _residency(observation: Observation, memory: Memory, settings: Settings) -> 
     if gpu is None or not gpu.devices:
         return None
     for seen in observation.seen:
-        model, share = seen.model, _vram_percent(seen.model)
+        model, share = seen.model, vram_percent(seen.model)
         if share is None or share >= settings.min_vram:
             continue
         if seen.runner is not None and seen.runner.model_on_cpu_by_choice:
@@ -398,12 +343,6 @@ def _fits_without(others: int, model: LoadedModel, gpu: GpuReading) -> bool:
     return free < model.size_bytes - model.size_vram_bytes <= free + others
 
 
-def _vram_percent(model: LoadedModel) -> float | None:
-    if model.size_bytes <= 0:
-        return None
-    return round(100 * model.size_vram_bytes / model.size_bytes, 1)
-
-
 def _gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
 
@@ -417,35 +356,16 @@ def _slow(observation: Observation, memory: Memory, settings: Settings) -> Verdi
         asked, record = observation.asked.get(seen.model.name), memory.records.get(seen.model.name)
         if asked is None or record is None or record.slow_checks < settings.slow_checks:
             continue
-        lags = list(_lags(asked.answer, record, settings))
-        if lags:
+        behind = list(lags(asked.answer, record, settings))
+        if behind:
             return _fault(
                 Reason.SLOW,
                 f"{seen.model.name} has been slow for {record.slow_checks} checks in a row: "
-                + ", ".join(lags),
+                + ", ".join(behind),
                 model=seen.model.name,
                 **_speed(asked.answer),
             )
     return None
-
-
-def _lags(answer: Answer, record: Record, settings: Settings) -> Iterator[str]:
-    """In which ways an answer was too slow."""
-    longest = _limit(settings.max_first_token, record.first_token_seconds, FAR)
-    if settings.max_first_token == "learned" and longest is not None:
-        longest = max(longest, SHORT_SECONDS)
-    if longest is not None and answer.seconds > longest:
-        yield f"its first token took {_time(answer.seconds)}, more than {_time(longest)}"
-    fewest = _limit(settings.min_tokens_per_second, record.tokens_per_second, 1 / FAR)
-    rate = answer.tokens_per_second
-    if fewest is not None and rate is not None and rate < fewest:
-        yield f"it makes {rate:.1f} tokens per second, fewer than {fewest:.1f}"
-
-
-def _limit(setting: Limit, best: float | None, factor: float) -> float | None:
-    if setting == "learned":
-        return None if best is None else best * factor
-    return setting
 
 
 def _speed(answer: Answer) -> dict[str, Reading]:
@@ -479,7 +399,7 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
         if asked is not None and asked.ask.tokens and asked.answer.outcome == "token":
             readings = _speed(asked.answer) | readings
     first = observation.seen[0].model
-    readings |= {"model": first.name, "vram_percent": _vram_percent(first)}
+    readings |= {"model": first.name, "vram_percent": vram_percent(first)}
     return Verdict(True, Reason.READY, "; ".join(words), readings)
 
 
@@ -498,109 +418,8 @@ def _how_it_is(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> s
 
 def _gave(answer: Answer) -> str:
     what = "an embedding" if answer.embedding else "its first token"
-    return f"gave {what} after {_time(answer.seconds)}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"gave {what} after {short_time(answer.seconds)}"
 
 
 def _fault(reason: Reason, message: str, **readings: Reading) -> Verdict:
     return Verdict(False, reason, message, readings)
-
-
-# --- memory -------------------------------------------------------------------------------
-
-
-def _remember(observation: Observation, memory: Memory, settings: Settings, now: float) -> Memory:
-    """Everything the next check should know that does not depend on the verdict."""
-    if observation.api_error is not None:
-        return replace(memory, checked_at=observation.began_at)
-    models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
-    silent = False
-    for seen in observation.seen:
-        name, asked = seen.model.name, observation.asked.get(seen.model.name)
-        calm = _was_calm(seen, memory, now)
-        record = _record(records.pop(name, Record()), seen, asked, settings, calm)
-        models[name] = remember(seen, asked, memory, settings, now, observation.clock)
-        records[name] = record
-        if asked is not None and asked.reloaded and seen.runner is not None:
-            opaque[seen.runner.shape] = None
-        silent = silent or (seen.health is not None and seen.health.state == "silent")
-        silent = silent or (asked is not None and asked.answer.outcome == "silent")
-    busy_since = now if memory.busy_since is None else memory.busy_since
-    return replace(
-        memory,
-        checked_at=observation.began_at,
-        clock=observation.clock,
-        load=_load(observation, memory, now),
-        busy_since=busy_since if silent else None,
-        models=models,
-        records=dict(list(records.items())[-RECORDS:]),
-        opaque=tuple(opaque),
-    )
-
-
-def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:
-    """Whether the runner had nothing to do since the last check, as far as can be seen.
-
-    Beside users' work a token takes longer, and that is no fault.
-    """
-    past = past_of(seen, memory)
-    if past is None or past.cpu_seconds is None or seen.runner is None or used_since(seen, past):
-        return False
-    used = seen.runner.cpu_seconds - past.cpu_seconds
-    return used < WORK_SHARE * max(now - (memory.checked_at or now), 0.0) or used <= 0
-
-
-def _record(
-    record: Record, seen: Seen, asked: Asked | None, settings: Settings, calm: bool
-) -> Record:
-    share = _vram_percent(seen.model) or 0.0
-    if seen.health is None or seen.health.state == "ready":
-        record = replace(record, vram_percent=max(record.vram_percent, share))
-    if asked is None or not asked.ask.tokens or asked.answer.outcome != "token" or not calm:
-        return record
-    slow = any(_lags(asked.answer, record, settings))
-    best, rate = record.first_token_seconds, asked.answer.tokens_per_second
-    return replace(
-        record,
-        first_token_seconds=min(asked.answer.seconds, best or asked.answer.seconds),
-        tokens_per_second=max(rate or 0.0, record.tokens_per_second or 0.0) or None,
-        slow_checks=record.slow_checks + 1 if slow else 0,
-    )
-
-
-def _load(observation: Observation, memory: Memory, now: float) -> Load | None:
-    loading = [s for s in observation.seen if s.health and s.health.state == "loading"]
-    asked = observation.loaded is not None and observation.loaded.outcome == "silent"
-    if not loading and not asked:
-        return None
-    before = memory.load or Load(now, now)
-    if not loading:
-        return replace(before, moved_at=now)  # nothing shows how far it is: its budget bounds it
-    mark = _mark(loading[0])
-    steps = zip(mark, before.mark, LOAD_STEP, strict=False)
-    if len(mark) == len(before.mark) and all(abs(a - b) < step for a, b, step in steps):
-        return before
-    return Load(before.since, now, mark)
-
-
-def _mark(seen: Seen) -> tuple[float, ...]:
-    progress = seen.health.progress if seen.health else 0.0
-    if seen.runner is None:
-        return (progress,)
-    return (progress, seen.runner.cpu_seconds, float(seen.runner.memory_bytes))
-
-
-def _episodes(episodes: tuple[Episode, ...], verdict: Verdict, time: float) -> tuple[Episode, ...]:
-    """The verdicts so far and this one, `time` in seconds since 1970."""
-    message, reason = verdict.message[:MESSAGE_LENGTH], str(verdict.reason)
-    one = Episode(time, time, 1, verdict.healthy, reason, message)
-    *earlier, last = episodes or (None,)
-    if last is None:
-        return (one,)
-    if (last.healthy, last.reason) == (one.healthy, one.reason):
-        one = replace(one, began_at=last.began_at, checks=last.checks + 1)
-        return (*(e for e in earlier if e is not None), one)
-    return (*episodes, one)[-EPISODES:]

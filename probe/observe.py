@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import gpu, runners
-from probe.judge import Observation, gpu_wanted
+from probe.judge import gpu_wanted
 from probe.memory import Memory
+from probe.observation import Asked, Observation, Seen
 from probe.ollama import ApiError, LoadedModel, Server, same_model
-from probe.plan import Asked, Seen, plan
+from probe.plan import plan
 from probe.runners import Runner
 from probe.settings import Settings
 

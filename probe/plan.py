@@ -1,15 +1,13 @@
-"""What a check may ask of a loaded model without doing harm, and what it must know for that.
+"""What a check may ask of a loaded model without doing harm.
 
 Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the reasons.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
 from probe.memory import Memory, ModelMemory
-from probe.ollama import FOREVER, Answer, LoadedModel, RunnerHealth, same_model
-from probe.runners import Runner
+from probe.observation import Ask, Seen
+from probe.ollama import FOREVER, same_model
 from probe.settings import Settings
 
 TEN_YEARS_SECONDS = 10 * 365 * 86_400
@@ -20,59 +18,6 @@ SAME_SECONDS = 1.0
 
 CLOCK_JUMP_SECONDS = 1.0
 """The wall clock was set when it moved by more than this against the monotonic one."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One loaded model and the process that serves it.
-
-    Attributes:
-        model: its row in `/api/ps`.
-        runner: its process; None where it cannot be seen.
-        health: what the runner says of itself; None where it cannot be asked.
-        unfinished: its first request has not ended: its expiry still moves with the clock.
-    """
-
-    model: LoadedModel
-    runner: Runner | None = None
-    health: RunnerHealth | None = None
-    unfinished: bool = False
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request that does the model no harm; the arguments of `Server.ask`.
-
-    Attributes:
-        tokens: how many to generate; 0 only sets `keep_alive`.
-        keep_alive_seconds: for how long the model is to stay after it; `FOREVER`.
-        options: those that the model was loaded with.
-    """
-
-    tokens: int
-    keep_alive_seconds: float
-    options: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked of a model, and what came of it.
-
-    Attributes:
-        ask: the request.
-        answer: how it ended.
-        ended_at: when that was, in seconds of the monotonic clock.
-        model: its row in `/api/ps` after it; None when it is gone.
-        cpu_seconds: CPU time its runner used while we waited; None where it cannot be seen.
-        reloaded: another process serves the model than before: our request made it load anew.
-    """
-
-    ask: Ask
-    answer: Answer
-    ended_at: float = 0.0
-    model: LoadedModel | None = None
-    cpu_seconds: float | None = None
-    reloaded: bool = False
 
 
 def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: float) -> Ask | None:
@@ -111,7 +56,7 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
     if past is None and not seen.unfinished:
         return None  # the request that loaded it has just proven it
     if past is not None and used:
-        return None if _clock_was_set(memory, clock) else _give_back(past, memory, now, seen)
+        return None if clock_was_set(memory, clock) else _give_back(past, memory, now, seen)
     if quiet or expires_at - now < settings.timeout + 2 * max(now - memory.checked_at, 1):
         return None  # it would be loaded again for us, or a user's time could not be given back
     spent = 0.0 if past is None else past.token_seconds
@@ -126,7 +71,7 @@ def is_required(seen: Seen, settings: Settings) -> bool:
 def past_of(seen: Seen, memory: Memory) -> ModelMemory | None:
     """What is known of this model, loaded by this process; another process has no past."""
     past = memory.models.get(seen.model.name)
-    return past if past is not None and past.runner == _identity(seen) else None
+    return past if past is not None and past.runner == identity(seen) else None
 
 
 def used_since(seen: Seen, past: ModelMemory) -> bool:
@@ -134,28 +79,7 @@ def used_since(seen: Seen, past: ModelMemory) -> bool:
     return seen.model.expires_text != past.left and not seen.unfinished
 
 
-def remember(
-    seen: Seen, asked: Asked | None, memory: Memory, settings: Settings, now: float, clock: float
-) -> ModelMemory:
-    """What the next check needs to know of a model; the arguments are those of `plan`."""
-    past = past_of(seen, memory)
-    kept = _as_users_left_it(seen, past, memory, settings, now, clock)
-    runner, used = seen.runner, asked.cpu_seconds if asked is not None else None
-    cpu = None if runner is None else runner.cpu_seconds + (used or 0)
-    kept = replace(kept, left=seen.model.expires_text, cpu_seconds=cpu)
-    if asked is None or asked.answer.outcome == "error":
-        return kept
-    left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds
-    theirs = lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS
-    if asked.ask.tokens == 0:
-        kept = replace(kept, expires_at=left.expires_at)  # what we gave back
-    elif asked.answer.outcome == "token":
-        kept = replace(kept, token_seconds=asked.answer.seconds)
-    # Where a user's request has ended since ours, the next check is to look again.
-    return replace(kept, lent_seconds=lent, left="" if theirs else left.expires_text)
-
-
-def _identity(seen: Seen) -> str:
+def identity(seen: Seen) -> str:
     return seen.runner.identity if seen.runner else ""
 
 
@@ -177,7 +101,7 @@ def _recently_used(past: ModelMemory | None, settings: Settings, now: float) -> 
     return past is not None and past.used_at is not None and now - past.used_at < settings.quiet
 
 
-def _clock_was_set(memory: Memory, clock: float) -> bool:
+def clock_was_set(memory: Memory, clock: float) -> bool:
     """The server writes times by the wall clock: what it wrote before is wrong by as much."""
     return memory.clock is not None and abs(clock - memory.clock) > CLOCK_JUMP_SECONDS
 
@@ -198,13 +122,13 @@ def _give_back(past: ModelMemory, memory: Memory, now: float, seen: Seen) -> Ask
     if past.lent_seconds is None:
         return None
     known = (past.session_seconds, past.lent_seconds)
-    if _session(seen.model.expires_at, known, memory, now) != past.lent_seconds:
+    if session_seconds(seen.model.expires_at, known, memory, now) != past.lent_seconds:
         return None
     used_at = seen.model.expires_at - past.lent_seconds
     return Ask(0, max(used_at + past.session_seconds - now, 0), _options(seen) or {})
 
 
-def _session(
+def session_seconds(
     expires_at: float, known: tuple[float | None, ...], memory: Memory, now: float
 ) -> float:
     """For how long the last request keeps the model, if it ended between the last check and now.
@@ -223,35 +147,3 @@ def _session(
             if seconds is not None and shortest - SAME_SECONDS <= seconds <= longest + SAME_SECONDS:
                 return seconds
     return shortest
-
-
-def _as_users_left_it(
-    seen: Seen,
-    past: ModelMemory | None,
-    memory: Memory,
-    settings: Settings,
-    now: float,
-    clock: float,
-) -> ModelMemory:
-    """What is known of a model before anything of this check's is asked of it."""
-    expires_at = seen.model.expires_at
-    finished = not seen.unfinished
-    if past is None:
-        # One that was there before the first check may not have been used for long.
-        fresh = finished and memory.checked_at is not None
-        session = _session(expires_at, (settings.keep_alive,), memory, now)
-        past = ModelMemory(_identity(seen), expires_at, "", session, used_at=now if fresh else None)
-    elif seen.unfinished:
-        past = replace(past, session_seconds=expires_at - now, expires_at=expires_at)
-    elif used_since(seen, past):
-        known = (past.session_seconds, past.lent_seconds)
-        named = _session(expires_at, known, memory, now)
-        past = replace(past, expires_at=expires_at, used_at=now)
-        if named != past.lent_seconds:
-            past = replace(past, session_seconds=named, lent_seconds=None)
-    else:
-        return past
-    if _clock_was_set(memory, clock):
-        # Its expiry says nothing now. Left alone until a user comes, it is not kept too long.
-        past = replace(past, expires_at=now, lent_seconds=None)
-    return past

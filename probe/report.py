@@ -139,6 +139,11 @@ def to_json(verdict: Verdict) -> str:
     return json.dumps({"status": status, "remedy": str(verdict.remedy), **fields})
 
 
+def short_time(seconds: float) -> str:
+    """A length of time for a person: in ms where it is less than a second."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def _one_line(text: str) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     content = line.encode()

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from waitress.server import create_server
 
 from probe.check import look
-from probe.judge import Observation
+from probe.observation import Observation
 from probe.report import Reason, Remedy, Verdict, render
 from probe.settings import ServeSettings, SettingError, Settings
 

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from probe.gpu import GpuDevice
-from probe.judge import Observation
 from probe.memory import Episode, Memory
-from probe.plan import TEN_YEARS_SECONDS, Seen
+from probe.observation import Observation, Seen
+from probe.plan import TEN_YEARS_SECONDS
 from probe.report import Verdict
 
 BAR_LENGTH = 20

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from probe.gpu import GpuDevice, GpuFault, GpuReading
-from probe.judge import Observation
 from probe.memory import Memory, ModelMemory, Record
+from probe.observation import Ask, Asked, Observation, Seen
 from probe.ollama import Answer, LoadedModel, RunnerHealth
-from probe.plan import Ask, Asked, Seen
 from probe.runners import Runner
 from probe.settings import Settings
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from probe.gpu import GpuFault, GpuReading
-from probe.judge import Observation, gpu_wanted, judge
+from probe.judge import gpu_wanted, judge
 from probe.memory import Load, Memory, Record
+from probe.observation import Ask, Asked, Observation
 from probe.ollama import Answer, LoadedModel
-from probe.plan import Ask, Asked, plan
+from probe.plan import plan
 from probe.report import Reason, Remedy
 from probe.settings import Settings
 from tests.unit.rows import (

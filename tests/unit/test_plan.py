@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from probe.learn import learn
 from probe.memory import Memory, ModelMemory
+from probe.observation import Ask, Asked, Observation, Seen
 from probe.ollama import FOREVER
-from probe.plan import Ask, Asked, Seen, plan, remember
+from probe.plan import plan
 from probe.settings import Settings
 from tests.unit.rows import (
     ANY,
@@ -118,7 +120,9 @@ def test_a_model_is_asked_nothing_that_could_harm_it(
 
 
 def remembered(one: Seen, asked: Asked | None, memory: Memory) -> ModelMemory:
-    return remember(one, asked, memory, ANY, NOW, CLOCK)
+    answers = {} if asked is None else {one.model.name: asked}
+    observation = Observation(NOW, CLOCK, seen=(one,), asked=answers)
+    return learn(observation, memory, ANY, NOW).models[one.model.name]
 
 
 def test_a_user_whose_request_ended_within_ours_is_noticed_at_the_next_look() -> None:
