@@ -2,7 +2,7 @@
 
     python -m bench.users_cost [ROUNDS]
 
-Windows of 5 seconds without a check, with `true` run in the container instead (what the engine itself costs),
+Windows of 5 seconds with no check, with `true` run in the container (what the engine itself costs)
 and with ours take turns, so that a machine that gets slower meanwhile counts for neither. Each cost
 is the mean over neighbouring windows, with its standard error.
 """

@@ -41,8 +41,8 @@ def up() -> None:
 Ollama answers at http://127.0.0.1:{PORT}, and is healed when it does not. Look next at
 
   docker compose ps                      both services and their health
-  docker inspect --format '{{{{(index .State.Health.Log 0).Output}}}}' ollama-autoheal-ollama-1
-                                         what the probe says
+  docker compose exec ollama ollama-probe status
+                                         GPUs, models, and what the checks have said
   docker compose logs -f autoheal        what was decided, and why
   docker compose exec ollama ollama run llama3.2:1b
                                          a model to talk to, where it can be pulled

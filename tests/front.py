@@ -56,7 +56,11 @@ def in_front_of(upstream: str, gateway: str) -> Iterator[Front]:
             self._hand_on(body)
 
         def _hand_on(self, body: bytes) -> None:
-            reply = httpx.request(self.command, upstream + self.path, content=body, timeout=120)
+            try:
+                reply = httpx.request(self.command, upstream + self.path, content=body, timeout=120)
+            except httpx.HTTPError:  # the server behind is gone, and so are we
+                self.close_connection = True
+                return
             content = reply.content
             if self.path == "/api/ps" and front.vram_share is not None:
                 answer = reply.json()
