@@ -179,10 +179,12 @@ def _as_users_left_it(
 ) -> ModelMemory:
     """What is known of a model before anything of this check's is asked of it."""
     expires_at = seen.model.expires_at
-    finished = not seen.unfinished
     if past is None:
-        # One that was there before the first check may not have been used for long.
-        fresh = finished and memory.checked_at is not None
+        # One that was there before the first check may not have been used for long, and one whose
+        # process is gone keeps its row for a while.
+        before = memory.models.get(seen.model.name)
+        moved = before is None or before.left != seen.model.expires_text
+        fresh = moved and not seen.unfinished and memory.checked_at is not None
         session = session_seconds(expires_at, (settings.keep_alive,), memory, now)
         past = ModelMemory(identity(seen), expires_at, "", session, used_at=now if fresh else None)
     elif seen.unfinished:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -124,10 +125,12 @@ def checked(answer: Callable[[bytes], Talk], state: Path) -> Verdict:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def meet(client: socket.socket) -> None:
-            with client, suppress(OSError):
-                request = client.recv(65536)
-                if request:
-                    answer(request)(client)
+            with client, suppress(OSError), client.makefile("rb") as stream:
+                lines = list(takewhile(lambda line: line != b"\r\n", stream))
+                lengths = (line[15:] for line in lines if line.startswith(b"Content-Length:"))
+                stream.read(sum(map(int, lengths)))
+                if lines:
+                    answer(lines[0])(client)
 
         def serve() -> None:
             with suppress(OSError):
