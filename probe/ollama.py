@@ -96,9 +96,9 @@ def same_model(a: str, b: str) -> bool:
 class Server:
     """One Ollama server, asked over one connection. Timeouts are in seconds."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, last_words: bytes = b"") -> None:
         self.url = url
-        self._client = _client(url)
+        self._client = _client(url, last_words)
 
     def loaded(self, timeout: float) -> tuple[LoadedModel, ...]:
         """The models in memory; raises `ApiError`."""
@@ -145,7 +145,27 @@ class Server:
             options: those that the model was loaded with, or else the server loads it anew.
             timeout: in seconds.
         """
-        return _ask(self._client, model, tokens, keep_alive_seconds, options, timeout)
+        common = {
+            "model": model,
+            "keep_alive": (
+                -1
+                if keep_alive_seconds == FOREVER
+                else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
+            ),
+        }
+        prompt = PROMPT if tokens else ""
+        generate = {
+            **common,
+            "prompt": prompt,
+            "raw": bool(tokens),  # no template, no system prompt, no thinking
+            "stream": False,
+            "options": {**options, "num_predict": max(tokens, 1)},
+        }
+        answer = _post(self._client, "/api/generate", generate, timeout)
+        if answer.status == 400 and _ONLY_EMBEDS in answer.message:
+            embed = {**common, "input": prompt, "options": dict(options)}
+            answer = _post(self._client, "/api/embed", embed, max(timeout - answer.seconds, 0.001))
+        return answer
 
     def load(self, model: str, timeout: float) -> Answer:
         """Ask for a model that is not loaded, and go away after `timeout` without ending its load.
@@ -155,8 +175,11 @@ class Server:
         HTTP allows, RFC 9112 section 2.2) leaves it one byte to read, and hides our going.
         The load goes on in the server; no process has to stay behind to hold it.
         """
-        with _client(self.url, last_words=b"\r\n") as client:
-            return _ask(client, model, 1, FOREVER, {}, timeout)
+        other = Server(self.url, last_words=b"\r\n")
+        with other._client:
+            return other.ask(
+                model, tokens=1, keep_alive_seconds=FOREVER, options={}, timeout=timeout
+            )
 
     def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
         """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
@@ -191,11 +214,14 @@ class Server:
 
 
 class _Stream(httpcore.NetworkStream):
-    """A plain connection that may have last words before it is closed."""
+    """A connection that may have last words before it is closed."""
 
-    def __init__(self, stream: httpcore.NetworkStream, last_words: bytes) -> None:
+    def __init__(
+        self, stream: httpcore.NetworkStream, last_words: bytes, tls: bool = False
+    ) -> None:
         self._stream = stream
         self._last_words = last_words
+        self._tls = tls
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, timeout)
@@ -209,12 +235,17 @@ class _Stream(httpcore.NetworkStream):
                 self._stream.write(self._last_words)
         self._stream.close()
 
+    def start_tls(self, *args: Any, **extra: Any) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(*args, **extra), self._last_words, tls=True)
+
     def get_extra_info(self, info: str) -> Any:
-        # To say that this one is not TLS, httpcore would import all of TLS.
-        return None if info == "ssl_object" else self._stream.get_extra_info(info)
+        # To say that a plain one is not TLS, httpcore would import all of TLS.
+        if info == "ssl_object" and not self._tls:
+            return None
+        return self._stream.get_extra_info(info)
 
 
-class _Plain(httpcore.SyncBackend):
+class _Backend(httpcore.SyncBackend):
     def __init__(self, last_words: bytes) -> None:
         self._last_words = last_words
 
@@ -224,13 +255,14 @@ class _Plain(httpcore.SyncBackend):
         return _Stream(stream, self._last_words)
 
 
-def _client(url: str, last_words: bytes = b"") -> httpx.Client:
-    # The server is in this container: a proxy from the environment would only be in the way.
-    if url.startswith("https"):
-        return httpx.Client(base_url=url, trust_env=False)
+def _client(url: str, last_words: bytes) -> httpx.Client:
     # Making a TLS context takes a tenth of a whole check, and httpx makes one for plain HTTP too.
-    transport = httpx.HTTPTransport(trust_env=False, verify=_NO_TLS)  # type: ignore[arg-type]
-    transport._pool = httpcore.ConnectionPool(network_backend=_Plain(last_words))
+    context: Any = httpx.create_ssl_context(trust_env=False) if url.startswith("https") else _NO_TLS
+    # The server is in this container: a proxy from the environment would only be in the way.
+    transport = httpx.HTTPTransport(trust_env=False, verify=context)
+    transport._pool = httpcore.ConnectionPool(
+        ssl_context=context, network_backend=_Backend(last_words)
+    )
     return httpx.Client(base_url=url, trust_env=False, transport=transport)
 
 
@@ -257,35 +289,6 @@ def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
 def _is_remote(row: Mapping[str, Any]) -> bool:
     """Newer servers list models that run in their maker's cloud beside their own."""
     return bool(row.get("remote_host") or row.get("remote_model"))
-
-
-def _ask(
-    client: httpx.Client,
-    model: str,
-    tokens: int,
-    keep_alive_seconds: float,
-    options: Mapping[str, int],
-    timeout: float,
-) -> Answer:
-    common = {
-        "model": model,
-        "keep_alive": (
-            -1 if keep_alive_seconds == FOREVER else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
-        ),
-    }
-    prompt = PROMPT if tokens else ""
-    generate = {
-        **common,
-        "prompt": prompt,
-        "raw": bool(tokens),  # no template, no system prompt, no thinking
-        "stream": False,
-        "options": {**options, "num_predict": max(tokens, 1)},
-    }
-    answer = _post(client, "/api/generate", generate, timeout)
-    if answer.status == 400 and _ONLY_EMBEDS in answer.message:
-        embed = {**common, "input": prompt, "options": dict(options)}
-        answer = _post(client, "/api/embed", embed, max(timeout - answer.seconds, 0.001))
-    return answer
 
 
 def _post(client: httpx.Client, path: str, body: _Body, timeout: float) -> Answer:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 
-from probe.ollama import Answer, Server
+from probe.ollama import Answer, Server, _Backend, _Stream
 
 ROW = {
     "name": "tiny:latest",
@@ -110,3 +112,33 @@ def test_a_models_weights_are_found_in_what_the_server_shows() -> None:
     shown = {"modelfile": "# FROM tiny\nFROM /m/blobs/sha256-0ab1\nTEMPLATE x", "license": "FROM"}
     assert server({"/api/show": shown}).blob("tiny", 1) == "sha256-0ab1"
     assert server({"/api/show": {}}).blob("tiny", 1) == ""
+
+
+class Wire(httpcore.NetworkStream):
+    """A connection that writes down what is written to it; TLS on it is another one."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.tls: Wire | None = None
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written += buffer
+
+    def close(self) -> None:
+        pass
+
+    def start_tls(self, *args: Any, **extra: Any) -> Wire:
+        self.tls = Wire()
+        return self.tls
+
+
+def test_a_load_is_left_with_a_line_break_over_tls_as_over_plain_http() -> None:
+    """Without it Ollama would notice the going, and throw the load away."""
+    plain, wire = Wire(), Wire()
+    _Stream(plain, b"\r\n").close()
+    _Stream(wire, b"\r\n").start_tls(ssl.create_default_context()).close()
+    assert plain.written == b"\r\n"
+    assert wire.tls is not None
+    assert (wire.written, wire.tls.written) == (b"", b"\r\n")
+    pool = Server("https://127.0.0.1:1", b"\r\n")._client._transport._pool  # type: ignore[attr-defined]
+    assert isinstance(pool._network_backend, _Backend)
