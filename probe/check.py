@@ -12,19 +12,12 @@ from probe.report import Reason, Verdict, render, to_json
 from probe.settings import SettingError, Settings
 
 if TYPE_CHECKING:
+    from probe.memory import Memory
     from probe.observation import Observation
 
 
-def look(settings: Settings, *, ask: bool = True) -> tuple[Verdict, Observation]:
-    """Make one check within `settings.timeout` seconds; never raises.
-
-    Args:
-        settings: the probe's settings.
-        ask: False only looks: it asks no model for anything, and leaves nothing behind.
-
-    Returns:
-        The verdict, and what it rests on.
-    """
+def look(settings: Settings) -> tuple[Verdict, Observation]:
+    """Make one check within `settings.timeout` seconds: the verdict, and what it rests on."""
     from probe.deadline import alarm
     from probe.judge import judge
     from probe.memory import MemoryFile
@@ -32,10 +25,6 @@ def look(settings: Settings, *, ask: bool = True) -> tuple[Verdict, Observation]
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     file = MemoryFile(settings.state_dir, settings.host)
-    if not ask:
-        past = file.peek()
-        observation = observe(settings, past, end, ask=False)
-        return judge(observation, past, settings, time.monotonic())[0], observation
     with alarm((time.monotonic() + end) / 2):
         file.acquire()
     try:
@@ -48,6 +37,23 @@ def look(settings: Settings, *, ask: bool = True) -> tuple[Verdict, Observation]
     if file.problem is not None:
         verdict = replace(verdict, readings={**verdict.readings, "memory": file.problem})
     return verdict, observation
+
+
+def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
+    """Only look: ask no model for anything, and leave nothing behind.
+
+    Returns:
+        The verdict, what it rests on, and what the checks before have left.
+    """
+    from probe.judge import judge
+    from probe.memory import MemoryFile
+    from probe.observe import RESERVE_SECONDS, observe
+
+    end = time.monotonic() + settings.timeout - RESERVE_SECONDS
+    past = MemoryFile(settings.state_dir, settings.host).peek()
+    observation = observe(settings, past, end, ask=False)
+    verdict, _ = judge(observation, past, settings, time.monotonic())
+    return verdict, observation, past
 
 
 def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from probe import __version__
-from probe.check import look, run
+from probe.check import glance, run
 from probe.report import Reason, Verdict, render
 from probe.settings import KNOBS, SERVE_KNOBS, Knob, ServeSettings, SettingError, Settings
 
@@ -105,13 +105,11 @@ def status(form: str, watch: bool, **flags: str | None) -> None:
 
     This only looks: no model is asked for anything.
     """
-    from probe.memory import MemoryFile
     from probe.status import as_json, page
 
     settings = Settings.from_flags_and_env(flags, os.environ)
     while True:
-        verdict, observation = look(settings, ask=False)
-        memory = MemoryFile(settings.state_dir, settings.host).peek()
+        verdict, observation, memory = glance(settings)
         now = time.monotonic()
         if form == "json":
             text = json.dumps(as_json(verdict, observation, memory, now))
@@ -136,7 +134,5 @@ def serve(**flags: str | None) -> None:
     """
     from probe.serve import serve as answer
 
-    own = {knob.name for knob in SERVE_KNOBS}
     options = ServeSettings.from_flags_and_env(flags, os.environ)
-    others = {name: value for name, value in flags.items() if name not in own}
-    answer(Settings.from_flags_and_env(others, os.environ), options)
+    answer(Settings.from_flags_and_env(flags, os.environ), options)

@@ -92,10 +92,10 @@ class _Visit:
         waited = time.monotonic() - started
         seen = self._again(seen)
         asked = dict(self._asked(seen)) if self._ask else {}
-        after = {r.identity: r for r in runners.find()} if served else {}
+        silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
+        after = {r.identity: r for r in runners.find()} if served and (asked or silent) else {}
         if asked:
             asked = _look_back(self._server, asked, {s.model.name: s for s in seen}, after)
-        silent = [s.runner for s in seen if s.runner and s.health and s.health.state == "silent"]
         return Observation(
             seen=tuple(seen),
             others=tuple(model for model in models if model not in wanted),
