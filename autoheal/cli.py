@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from autoheal import __version__
+from autoheal.drill import FAULTS
+from autoheal.incident import Action
 from autoheal.settings import KNOBS, Settings
 from probe.cli import OneLineGroup, knob_options
+
+if TYPE_CHECKING:
+    from autoheal.engine import Engine
+    from autoheal.ledger import Ledger
+
+HEAL_SECONDS = 600.0
+"""How long `autoheal heal` waits for its answer."""
+
+_WHERE = {"container_label", "docker_sock", "api_timeout", "state_dir", "ledger", "interval"}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_ANSWER_LOOK_SECONDS = 0.1
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
+
+
+def _where(function: Callable[..., None]) -> Callable[..., None]:
+    """The flags that say which engine and which ledger is meant."""
+    return knob_options([knob for knob in KNOBS if knob.name in _WHERE])(function)
+
+
+class _Span(click.ParamType[float]):
+    """A span of time: 90s, 30m, 2h, 1d."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: object, ctx: object) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value).strip())
+        if found is None or not 0 < float(found[1]) * _UNITS[found[2]] <= 365 * _UNITS["d"]:
+            raise click.BadParameter(
+                f"{value!r}: must be a number with s, m, h or d behind it, such as 30m, and at "
+                "most 365d"
+            )
+        return float(found[1]) * _UNITS[found[2]]
 
 
 @click.group("autoheal", cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,9 +70,10 @@ def run(**flags: str | None) -> None:
     from autoheal import log, privileges
     from autoheal.supervisor import Supervisor
 
-    log.configure(settings.log_format)
+    log.configure(settings)
     supervisor = Supervisor(settings, os.environ)
-    if settings.post_restart_script is None:  # docker-autoheal runs it as root
+    scripts = settings.post_restart_script or settings.notify_script  # these may need root
+    if supervisor.own_id is not None and not scripts:
         privileges.drop(supervisor.engine_url)
     supervisor.run()
 
@@ -44,9 +89,208 @@ def health(**flags: str | None) -> None:
     sys.exit(0 if problem is None else 1)
 
 
+@app.command(short_help="Show the watched containers, and what was done to them.")
+@_where
+@_json_option
+def status(as_json: bool, **flags: str | None) -> None:
+    """Show each watched container: health, reason, last action, attempts left."""
+    from autoheal import commands
+
+    settings, engine, ledger = _open(flags)
+    rows = _ask_engine(lambda: commands.status(engine, ledger, settings))
+    _print(as_json, rows, lambda: commands.status_table(rows))
+
+
+@app.command(short_help="Show past incidents, with every step that was taken.")
+@click.argument("name", required=False)
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@_where
+@_json_option
+def history(name: str | None, last: int, as_json: bool, **flags: str | None) -> None:
+    """Show past incidents of one container, or of all, newest first."""
+    from autoheal import commands
+
+    _, _, ledger = _open(flags)
+    entries = ledger.history(name, last)
+    _print(as_json, commands.history(entries), lambda: commands.history_text(entries))
+
+
+@app.command(short_help="Heal a container now, whatever its health.")
+@click.argument("name")
+@click.option(
+    "--action",
+    type=click.Choice([a.value for a in Action if a is not Action.NONE]),
+    default="restart",
+    show_default=True,
+)
+@_where
+@_json_option
+def heal(name: str, action: str, as_json: bool, **flags: str | None) -> None:
+    """Have `autoheal run` heal a container now; waits for it. A given-up one is taken up again."""
+    settings, _, ledger = _open(flags)
+    _must_be_alive(settings)
+    number = ledger.ask(name, Action(action))
+    deadline = time.monotonic() + HEAL_SECONDS
+    while (answer := ledger.answer_to(number)) is None:
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"no answer within {HEAL_SECONDS:g} s; see autoheal history")
+        time.sleep(_ANSWER_LOOK_SECONDS)
+    if answer != "done":
+        raise click.ClickException(f"{name}: {answer}")
+    _print(as_json, {"container": name, "action": action}, lambda: f"{name}: {action} done")
+
+
+@app.command(short_help="Leave containers alone for a while.")
+@click.argument("name", required=False)
+@click.option(
+    "--for", "seconds", type=_Span(), default="1h", show_default=True, help="Such as 30m or 2d."
+)
+@_where
+def pause(name: str | None, seconds: float, **flags: str | None) -> None:
+    """Leave one container alone, or all of them, until a time; then healing goes on by itself."""
+    from autoheal.commands import moment
+    from autoheal.ledger import EVERYBODY
+
+    _, _, ledger = _open(flags)
+    until = time.time() + seconds
+    ledger.pause(name or EVERYBODY, until)
+    click.echo(f"{name or 'All containers'}: left alone until {moment(until)}")
+
+
+@app.command(short_help="End a pause.")
+@click.argument("name", required=False)
+@_where
+def resume(name: str | None, **flags: str | None) -> None:
+    """End the pause of one container; without a name, all pauses."""
+    from autoheal.ledger import EVERYBODY
+
+    _, _, ledger = _open(flags)
+    was = ledger.resume(name or EVERYBODY)
+    click.echo(f"{name or 'All containers'}: {'healed again' if was else 'was not paused'}")
+
+
+@app.command(short_help="Say what stands in the way of healing, and what to do about it.")
+@_where
+@_json_option
+def doctor(as_json: bool, **flags: str | None) -> None:
+    """Look at the engine, the ledger and the containers; exit 1 where there is a problem."""
+    from autoheal import heartbeat
+    from autoheal.doctor import examine
+    from autoheal.engine import Engine
+    from autoheal.supervisor import own_container_id
+
+    settings = Settings.from_flags_and_env(flags, os.environ)
+    engine, own_id = Engine(settings, os.environ), own_container_id()
+    _become_unprivileged(engine, own_id)
+    findings = []
+    for finding in examine(engine, settings, own_id, heartbeat.problem(settings)):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": "green", "warning": "yellow", "problem": "red"}[finding.level]
+            click.echo(f"{click.style(finding.level.ljust(7), fg=colour)}  {finding.what}")
+            if finding.advice:
+                click.echo(f"         → {finding.advice}")
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    sys.exit(1 if any(finding.level == "problem" for finding in findings) else 0)
+
+
+@app.command(short_help="Break a container on purpose, and watch it being healed.")
+@click.argument("name")
+@click.option("--fault", type=click.Choice(list(FAULTS)), default="freeze", show_default=True)
+@click.option(
+    "--for", "seconds", type=_Span(), default="10m", show_default=True, help="The longest to watch."
+)
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@_where
+@_json_option
+def drill(
+    name: str, fault: str, seconds: float, yes: bool, as_json: bool, **flags: str | None
+) -> None:
+    """Break a healthy container on purpose, watch it being healed, and report the times.
+
+    Its users are cut off until it is healed. Exit 1 where it was not.
+    """
+    from autoheal import drill as drills
+
+    settings, engine, _ = _open(flags)
+    _must_be_alive(settings)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.ClickException(f"drill breaks {name} on purpose; say --yes if you mean it")
+        click.confirm(f"{name}: {FAULTS[fault]}. Its users will notice. Go on?", abort=True)
+
+    def say(at: float, words: str) -> None:
+        if not as_json:
+            click.echo(f"{at:7.1f} s  {words}")
+
+    say(0.0, f"fault: {FAULTS[fault]}")
+    times = _ask_engine(lambda: drills.drill(engine, name, fault, seconds, say))
+    _print(as_json, asdict(times), lambda: drills.summary(times))
+    sys.exit(0 if times.healthy is not None else 1)
+
+
+@app.command(short_help="Print a script that completes this command in a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script for your shell: `source <(autoheal completion bash)`."""
+    complete = get_completion_class(shell)
+    assert complete is not None  # one of those above
+    click.echo(complete(app, {}, "autoheal", "_AUTOHEAL_COMPLETE").source())
+
+
 def main() -> None:
     """Where the command starts."""
     app(prog_name="autoheal")
+
+
+def _open(flags: Mapping[str, str | None]) -> tuple[Settings, Engine, Ledger]:
+    """The settings, the engine and the ledger that `autoheal run` has here."""
+    from autoheal.engine import Engine
+    from autoheal.ledger import Ledger
+    from autoheal.supervisor import own_container_id
+
+    settings = Settings.from_flags_and_env(flags, os.environ)
+    engine = Engine(settings, os.environ)
+    _become_unprivileged(engine, own_container_id())
+    if not os.path.exists(settings.ledger_path):
+        raise click.ClickException(
+            f"there is no ledger at {settings.ledger_path}: run this command where autoheal runs "
+            "(docker exec autoheal autoheal ...), or name its ledger in AUTOHEAL_LEDGER"
+        )
+    ledger = Ledger(settings.ledger_path, settings.state_dir)
+    if ledger.problem:
+        raise click.ClickException(ledger.problem)
+    return settings, engine, ledger
+
+
+def _become_unprivileged(engine: Engine, own_id: str | None) -> None:
+    """In a container, become who `autoheal run` is there: the ledger is that user's."""
+    from autoheal import privileges
+
+    if own_id is not None:
+        privileges.drop(engine.url)
+
+
+def _must_be_alive(settings: Settings) -> None:
+    from autoheal import heartbeat
+
+    problem = heartbeat.problem(settings)
+    if problem is not None:
+        raise click.ClickException(f"nobody would heal it: {problem}")
+
+
+def _ask_engine(ask: Callable[[], Any]) -> Any:
+    from autoheal.engine import EngineError
+
+    try:
+        return ask()
+    except EngineError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _print(as_json: bool, data: Any, text: Callable[[], str]) -> None:
+    click.echo(json.dumps(data, indent=2) if as_json else text())
 
 
 if __name__ == "__main__":

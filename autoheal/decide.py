@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
+from zlib import crc32
 
+from autoheal.incident import Action, Attempt, Health, Incident, Sighting
 from autoheal.settings import Policy
 from probe.report import Remedy, parse
 
-SETTLE_SECONDS = 60.0
-"""A container that has stayed healthy for this long after a heal is well again."""
-
-BACKOFF_SECONDS = 10.0
-"""Wait before the second attempt of an incident; it doubles with each one that follows."""
-
 LONGEST_BACKOFF_SECONDS = 600.0
 
-
-class Health(StrEnum):
-    """A container's health as Docker reports it."""
-
-    NONE = "none"
-    STARTING = "starting"
-    HEALTHY = "healthy"
-    UNHEALTHY = "unhealthy"
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """One container at one moment.
-
-    Attributes:
-        id: its full id.
-        name: without the leading slash.
-        state: Docker's word: running, paused, restarting, exited, ...
-        health: as its HEALTHCHECK says.
-        line: the output of its last check.
-        finished_at: when it last stopped, as Docker writes it.
-        labels: all of them.
-    """
-
-    id: str
-    name: str
-    state: str
-    health: Health
-    line: str = ""
-    finished_at: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at healing.
-
-    Attributes:
-        at: when it began, in seconds of the monotonic clock.
-        error: why it failed; None when it did not.
-        left_stopped: the container's `finished_at`, when the failure left it stopped.
-    """
-
-    at: float
-    error: str | None = None
-    left_stopped: str | None = None
-
-
-@dataclass(frozen=True)
-class Incident:
-    """What has been done for one container since it was last well.
-
-    Attributes:
-        attempts: oldest first.
-        healthy_since: when it was first seen healthy after the last of them; None if not yet.
-        told: what was already said of it, so that it is said once.
-    """
-
-    attempts: tuple[Attempt, ...] = ()
-    healthy_since: float | None = None
-    told: frozenset[str] = frozenset()
+JITTER = 0.25
+"""By up to this share each wait is longer, so that what failed together is not tried together."""
 
 
 class Verb(StrEnum):
@@ -84,8 +22,10 @@ class Verb(StrEnum):
 
     IGNORE = "ignore"
     TELL = "tell"
+    ASK = "ask"
     WAIT = "wait"
-    RESTART = "restart"
+    GIVE_UP = "give up"
+    ACT = "act"
 
 
 @dataclass(frozen=True)
@@ -93,62 +33,159 @@ class Decision:
     """What to do, and why in words.
 
     Attributes:
-        verb: what to do.
-        why: for the log.
-        until: for WAIT, when to look again, in seconds of the monotonic clock.
+        verb: ignore it, tell (write it down and leave it alone), ask for a person, wait, give
+            up, or act.
+        why: for the log and for people.
+        until: for WAIT, when to look again, in seconds of the wall clock.
+        action: for ACT, what to do.
+        rung: for ACT, where on the ladder that stands.
     """
 
     verb: Verb
     why: str
     until: float = 0.0
+    action: Action = Action.NONE
+    rung: int = 0
 
 
 def decide(
-    sighting: Sighting, incident: Incident, policy: Policy, own_id: str | None, now: float
+    sighting: Sighting,
+    incident: Incident,
+    policy: Policy,
+    now: float,
+    *,
+    itself: bool = False,
+    paused_until: float | None = None,
 ) -> Decision:
     """What to do about a container.
 
     Args:
         sighting: the container now.
-        incident: what was done for it before.
+        incident: what was done for it before; a new one if nothing was.
         policy: how it wants to be treated.
-        own_id: the id of the container that autoheal itself runs in, if it does.
-        now: seconds of the monotonic clock.
+        now: seconds of the wall clock.
+        itself: it is the container that autoheal runs in.
+        paused_until: until when nothing may be done to it; None when it may.
     """
     if not policy.watched:
         return Decision(Verb.IGNORE, "it is not labelled")
-    if sighting.id == own_id:
+    if itself and not policy.itself:
         return Decision(Verb.IGNORE, "it is autoheal itself")
-    if "com.docker.swarm.service.id" in sighting.labels:
-        return Decision(Verb.IGNORE, "it is a Swarm task, which Swarm replaces by itself")
     last = incident.attempts[-1] if incident.attempts else None
-    if (
-        last is not None
-        and last.left_stopped is not None
-        and (sighting.state, sighting.finished_at) == ("exited", last.left_stopped)
-    ):
-        why = f"the last restart left it stopped: {last.error}"
+    if _left_stopped(sighting, last):
+        assert last is not None
+        why = f"the last {last.action} left it stopped: {last.error}"
     elif sighting.state != "running":
         return Decision(Verb.IGNORE, f"it is {sighting.state}")
-    elif sighting.health is not Health.UNHEALTHY:
-        return Decision(Verb.IGNORE, f"its health is {sighting.health}")
-    else:
+    elif sighting.health is Health.UNHEALTHY:
         why = reason_of(sighting)
         verdict = parse(sighting.line)
         if verdict is not None and not verdict.healthy:
             if verdict.remedy is Remedy.OPERATOR:
-                return Decision(Verb.TELL, f"{why}; no restart would help, a person is needed")
+                return Decision(Verb.ASK, f"{why}; no restart would help, a person is needed")
             if verdict.remedy is Remedy.NONE:
                 return Decision(Verb.TELL, f"{why}; it needs time, not a restart")
-    if last is not None:
-        until = last.at + backoff(len(incident.attempts))
-        if now < until:
-            return Decision(
-                Verb.WAIT,
-                f"{why}; attempt {len(incident.attempts) + 1} follows in {until - now:.0f} s",
-                until,
-            )
-    return Decision(Verb.RESTART, why)
+    elif sighting.complaint and sighting.health is not Health.STARTING:
+        why = sighting.complaint
+    else:
+        return Decision(Verb.IGNORE, f"its health is {sighting.health}")
+    if policy.action is Action.NONE:
+        return Decision(Verb.ASK, f"{why}; autoheal.action=none leaves it to a person")
+    if incident.given_up:
+        return Decision(Verb.TELL, f"{why}; given up until it has been well")
+    return _next_step(sighting, incident, policy, now, why, paused_until)
+
+
+def _next_step(
+    sighting: Sighting,
+    incident: Incident,
+    policy: Policy,
+    now: float,
+    why: str,
+    paused_until: float | None,
+) -> Decision:
+    last = incident.attempts[-1] if incident.attempts else None
+    rung = next_rung(sighting, incident, policy)
+    if rung is None and last is None:
+        return Decision(
+            Verb.ASK, f"{why}; nothing on its ladder can be done to it: {_impossible(sighting)}"
+        )
+    spent = spent_since(incident, now - policy.window)
+    if rung is None or spent >= policy.max_attempts:
+        what = (
+            f"nothing on its ladder is left after {_times(len(incident.attempts))}"
+            if rung is None
+            else f"{_times(spent)} within {policy.window:g} s did not help"
+        )
+        return Decision(Verb.GIVE_UP, f"{why}; {what}")
+    action = policy.rungs[rung]
+    if paused_until is not None:
+        return Decision(Verb.WAIT, f"{why}; healing is paused", paused_until)
+    until = not_before(sighting, incident, policy)
+    clock_was_set_back = now < (last.at if last is not None else incident.opened)
+    if now < until and not clock_was_set_back:
+        return Decision(Verb.WAIT, f"{why}; the {action} follows in {until - now:.0f} s", until)
+    if policy.dry_run:
+        return Decision(Verb.TELL, f"{why}; dry run: this would be a {action}")
+    return Decision(Verb.ACT, why, action=action, rung=rung)
+
+
+def next_rung(sighting: Sighting, incident: Incident, policy: Policy) -> int | None:
+    """Where to step on the ladder now; None at its end.
+
+    A fault that only a new container cures steps over what is milder, if there is anything
+    stronger; what cannot be done to this container is stepped over too.
+    """
+    verdict = parse(sighting.line)
+    first = incident.attempts[-1].rung + 1 if incident.attempts else 0
+    left = [
+        (rung, action)
+        for rung, action in enumerate(policy.rungs)
+        if rung >= first and possible(action, sighting, policy)
+    ]
+    if verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RECREATE:
+        left = [(r, a) for r, a in left if a is not Action.RESTART] or left
+    return left[0][0] if left else None
+
+
+def possible(action: Action, sighting: Sighting, policy: Policy) -> bool:
+    """Whether an action can be done to a container without harm."""
+    if sighting.is_swarm_task:
+        return action is Action.REDEPLOY  # Swarm owns its tasks
+    if action is Action.REDEPLOY:
+        return sighting.is_of_compose
+    if action is Action.RECREATE:
+        return not sighting.auto_remove  # once stopped there would be no way back
+    return True
+
+
+def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:
+    """When the next attempt may begin, in seconds of the wall clock."""
+    if incident.attempts:
+        last = incident.attempts[-1]
+        began = last.at if last.ended is None else last.ended
+        return began + backoff(len(incident.attempts), policy.backoff, incident.subject)
+    if sighting.is_swarm_task:  # Swarm replaces a sick task by itself; it has the first try
+        return incident.opened + max(policy.delay, policy.backoff)
+    return incident.opened + policy.delay
+
+
+def backoff(attempts: int, first: float, subject: str) -> float:
+    """Seconds from the end of the last attempt to the next.
+
+    Args:
+        attempts: how many there were.
+        first: the wait after the first, which doubles with each one that follows.
+        subject: whose waits these are; each has its own jitter.
+    """
+    wait = min(first * 2.0 ** min(attempts - 1, 32), max(first, LONGEST_BACKOFF_SECONDS))
+    return wait * (1 + JITTER * crc32(f"{subject}/{attempts}".encode()) / 2**32)
+
+
+def spent_since(incident: Incident, since: float) -> int:
+    """How much of the budget is spent: attempts that began after `since`, closed incidents' too."""
+    times = [*incident.spent, *(attempt.at for attempt in incident.attempts)]
+    return sum(at > since for at in times)
 
 
 def reason_of(sighting: Sighting) -> str:
@@ -160,21 +197,49 @@ def reason_of(sighting: Sighting) -> str:
     return f"its health check says: {line[:200]}" if line else "its health check says nothing"
 
 
-def backoff(attempts: int) -> float:
-    """Seconds from the last attempt to the next, after so many of them."""
-    if attempts < 1:
-        return 0.0
-    return float(min(BACKOFF_SECONDS * 2 ** (attempts - 1), LONGEST_BACKOFF_SECONDS))
+def outcome(
+    incident: Incident, sighting: Sighting, policy: Policy, now: float
+) -> Literal["healed", "recovered", "replaced"] | None:
+    """How an incident has ended by now; None while it is open.
+
+    `replaced`: somebody made the container anew. Otherwise it stayed well for the settle time:
+    `healed` after an attempt of ours, `recovered` by itself or by a person's hand.
+    """
+    if incident.container not in ("", sighting.id) and not sighting.is_swarm_task:
+        return "replaced"
+    if incident.healthy_since is None or now - incident.healthy_since < policy.settle:
+        return None
+    return "healed" if incident.attempts and not incident.given_up else "recovered"
 
 
 def after_sighting(incident: Incident, sighting: Sighting, now: float) -> Incident:
-    """The incident after a sighting: over once the container has stayed healthy long enough."""
-    if sighting.health is not Health.HEALTHY or sighting.state != "running":
-        if incident.healthy_since is None:
-            return incident
-        if now - incident.healthy_since >= SETTLE_SECONDS:
-            return Incident()
-        return Incident(incident.attempts, None, incident.told)
-    if incident.healthy_since is None:
-        return Incident(incident.attempts, now, frozenset())
-    return incident
+    """The incident with what a sighting says of its container's health."""
+    well = (
+        sighting.state == "running"
+        and sighting.health in (Health.HEALTHY, Health.NONE)
+        and not sighting.complaint
+    )
+    since = (incident.healthy_since or now) if well else None
+    if (incident.container, incident.healthy_since) == (sighting.id, since):
+        return incident
+    return replace(incident, container=sighting.id, healthy_since=since)
+
+
+def _left_stopped(sighting: Sighting, last: Attempt | None) -> bool:
+    return (
+        last is not None
+        and last.left_stopped is not None
+        and (sighting.state, sighting.finished_at) == ("exited", last.left_stopped)
+    )
+
+
+def _impossible(sighting: Sighting) -> str:
+    if sighting.is_swarm_task:
+        return "Swarm owns its tasks, and only a redeploy goes through Swarm"
+    if sighting.auto_remove:
+        return "it goes away when it stops (--rm), so it cannot be made again"
+    return "it belongs to no Compose service"
+
+
+def _times(count: int) -> str:
+    return "1 attempt" if count == 1 else f"{count} attempts"

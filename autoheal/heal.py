@@ -1,28 +1,521 @@
-"""Carries out an action, and says how it ended."""
+"""Carries out an action, step by step. Each step is written down before it is taken.
+
+A step may be taken twice without harm, so whoever finds an operation half done goes on from the
+step that was begun: forward once the old container was stopped, back before that.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import subprocess
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from autoheal.decide import Attempt, Sighting
-from autoheal.engine import Engine, EngineError
+from autoheal import stale
+from autoheal.engine import (
+    ConflictError,
+    Engine,
+    EngineError,
+    GoneError,
+    Neighbour,
+    UnreachableError,
+)
+from autoheal.followers import followers
+from autoheal.incident import (
+    COMPOSE_PROJECT,
+    COMPOSE_SERVICE,
+    STACK,
+    SWARM_SERVICE_ID,
+    Action,
+    Sighting,
+)
+from autoheal.ledger import Ledger, Operation
+from autoheal.recipe import recipe, sources_of_volumes
+from autoheal.settings import Policy
+
+STAYS_UP_SECONDS = 1.0
+"""A new container that runs for this long runs; the old one is removed then."""
+
+RETRY_SECONDS = 1.0
+"""How often an engine that does not answer is asked again in mid-operation."""
+
+ANSWER_SECONDS = 10.0
+"""How long an engine may take to carry out what it was asked for, beside the stop timeout."""
+
+FOLLOWER_STOP_SECONDS = 10
+
+UPDATE_SECONDS = 1800.0
+"""The longest that a Swarm update is watched; it goes on without us."""
+
+UPDATE_LOOK_SECONDS = 1.0
+
+Plan = list[tuple[str, str, dict[str, Any]]]
+"""Kind, name and facts of each operation, in order."""
+
+_log = logging.getLogger("autoheal")
 
 
-def restart(engine: Engine, sighting: Sighting, stop_timeout: int) -> Attempt:
-    """Restart a container in place. Never raises: a failure is part of the attempt."""
-    began = time.monotonic()
+class HealError(Exception):
+    """An operation failed; its text says why, and how things stand."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an action ended.
+
+    Attributes:
+        error: why it failed; None when it did not.
+        container: the id that the healed container has now.
+        left_stopped: its `finished_at`, when the failure left it stopped.
+    """
+
+    error: str | None
+    container: str
+    left_stopped: str | None = None
+
+
+def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> Plan:
+    """The operations of an action; those of the followers come later.
+
+    Raises:
+        EngineError: when the engine does not tell what belongs together.
+    """
+    facts = {"id": sighting.id, "stop_timeout": policy.stop_timeout}
+    if action in (Action.RESTART, Action.RECREATE, Action.STOP):
+        return [(action, sighting.name, facts)]
+    if not sighting.is_swarm_task:
+        mine = {key: sighting.labels[key] for key in (COMPOSE_PROJECT, COMPOSE_SERVICE)}
+        of_service = [
+            (row["Names"][0].lstrip("/"), row["Id"])
+            for row in engine.containers(f"{COMPOSE_PROJECT}={mine[COMPOSE_PROJECT]}")
+            if mine.items() <= (row["Labels"] or {}).items()
+            and (row["State"] == "running" or row["Id"] == sighting.id)
+        ]
+        return [
+            (Action.RECREATE, name, {**facts, "id": container})
+            for name, container in sorted(of_service)
+        ]
+    stack = sighting.labels.get(STACK)
+    if policy.stack_file and stack:
+        return [("deploy", stack, {"file": policy.stack_file})]
+    services = [(sighting.labels[SWARM_SERVICE_ID], sighting.subject)]
+    if policy.redeploy == "stack" and stack:
+        services = engine.services_of(stack)
+    return [("update", name, {"id": service}) for service, name in services]
+
+
+class Healer:
+    """Carries out operations, and brings back what depends on them.
+
+    Safe to use from several threads; no two operations on one container run at a time.
+    """
+
+    def __init__(self, engine: Engine, ledger: Ledger) -> None:
+        self._engine, self._ledger = engine, ledger
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def is_busy(self, name: str) -> bool:
+        """Whether an operation on this container is under way."""
+        with self._guard:
+            lock = self._locks.get(name)
+        return lock is not None and lock.locked()
+
+    def carry_out(
+        self,
+        attempt: int,
+        operations: Sequence[Operation],
+        began: float,
+        *,
+        resumed: bool = False,
+    ) -> Result:
+        """Take all operations of an attempt, and those of the followers; never raises.
+
+        Args:
+            attempt: its number in the ledger.
+            operations: those that are planned or were begun, in order.
+            began: when the attempt began, in seconds of the wall clock.
+            resumed: an earlier life began it. What had done nothing to a container by then is
+                called off: it may be well by now.
+        """
+        healed: list[str] = []
+        replaced: dict[str, str] = {}
+        error: str | None = None
+        for operation in operations:
+            following = bool(operation.facts.get("follows"))
+            harmless = operation.step in ("planned", "create") and not following
+            try:
+                if operation.outcome is None and resumed and harmless:
+                    operation = self._take(operation, call_off=True)
+                elif operation.outcome is None and (error is None or following):
+                    operation = self._take(operation)
+                if operation.outcome in ("failed", "undone"):
+                    error = error or "autoheal was ended in the middle of it"
+                    continue
+            except HealError as problem:
+                error = error or str(problem)
+                continue
+            new = operation.facts.get("new_id")
+            old = operation.facts.get("id", "")
+            if new and operation.outcome == "done":
+                replaced[old] = new
+            healed.append(new if old in replaced and new else old)
+        kinds = {operation.kind for operation in operations}
+        if kinds & {Action.RESTART, Action.RECREATE} and healed:
+            behind = self._bring_back_followers(attempt, healed, replaced, operations, began)
+            error = error or behind
+        first = operations[0] if operations else None
+        old = first.facts.get("id", "") if first else ""
+        now = replaced.get(old, old)
+        return Result(error, now, self._left_stopped(now, began) if error else None)
+
+    # -- one operation
+
+    def _take(self, operation: Operation, *, call_off: bool = False) -> Operation:
+        """Take one operation to its end, waiting for an engine that went away.
+
+        Raises:
+            HealError: when it failed; what was there before is back, as far as it can be.
+        """
+        kinds: dict[str, Callable[[Operation], Operation]] = {
+            Action.RESTART: self._restart,
+            Action.RECREATE: self._recreate,
+            Action.STOP: self._stop,
+            "update": self._update,
+            "deploy": self._deploy,
+        }
+        with self._only_one(operation.name):
+            said = False
+            while True:
+                try:
+                    if call_off:
+                        self._call_off(operation)
+                        return self._ledger.finish(operation, "undone")
+                    return self._ledger.finish(kinds[operation.kind](operation), "done")
+                except UnreachableError as error:
+                    if not said:
+                        _log.warning("%s: %s; going on when it answers", operation.name, error)
+                        said = True
+                    time.sleep(RETRY_SECONDS)
+                    operation = self._ledger.reload(operation)
+                except (HealError, EngineError) as error:
+                    self._ledger.finish(operation, "failed")
+                    raise HealError(str(error)) from None
+
+    def _call_off(self, operation: Operation) -> None:
+        half_made = operation.facts.get("new_name") and self._engine.find(
+            operation.facts["new_name"]
+        )
+        if half_made:
+            self._engine.remove(half_made["Id"])
+
+    @contextmanager
+    def _only_one(self, name: str) -> Iterator[None]:
+        with self._guard:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            yield
+
+    def _restart(self, operation: Operation) -> Operation:
+        engine, container = self._engine, operation.facts["id"]
+        timeout = operation.facts["stop_timeout"]
+        if operation.step == "planned":
+            holders = stale.holders(container)
+            if holders is None:  # no GPU to look at: the engine does it all, even without us
+                operation = self._ledger.step(operation, "restart", at=time.time())
+                engine.restart(container, timeout)
+                return operation
+            operation = self._ledger.step(operation, "stop", at=time.time(), holders=holders)
+        if operation.step in ("stop", "clear"):
+            engine.stop(container, timeout)
+            operation = self._clear(operation, container)
+            operation = self._ledger.step(operation, "start")
+        if operation.step == "start" or not self._was_carried_out(operation):
+            engine.start(container)
+        return operation
+
+    def _was_carried_out(self, operation: Operation) -> bool:
+        """Wait for a restart that was asked of the engine by a call whose answer was lost.
+
+        Returns:
+            False when the container was stopped by it, and not started again.
+
+        Raises:
+            HealError: when nothing came of it.
+        """
+        asked = float(operation.facts["at"])
+        patience = operation.facts["stop_timeout"] + ANSWER_SECONDS
+        while True:
+            state = self._engine.inspect(operation.facts["id"])["State"]
+            if seconds_of(state["StartedAt"]) >= asked:
+                return True
+            if state["Status"] in ("exited", "dead", "created"):
+                return not asked <= seconds_of(state["FinishedAt"]) <= asked + patience
+            if not asked <= time.time() <= asked + patience:
+                raise HealError("the engine was asked for a restart, and nothing came of it")
+            time.sleep(RETRY_SECONDS)
+
+    def _stop(self, operation: Operation) -> Operation:
+        operation = self._ledger.step(operation, "stop", at=time.time())
+        self._engine.stop(operation.facts["id"], operation.facts["stop_timeout"])
+        return operation
+
+    def _clear(self, operation: Operation, container: str) -> Operation:
+        """End what still holds VRAM of a container that has stopped."""
+        holders = operation.facts.get("holders")
+        if holders:
+            operation = self._ledger.step(operation, "clear")
+            for process in stale.end(container, holders):
+                _log.warning("%s: ended %s, which still held VRAM", operation.name, process)
+        return operation
+
+    # -- recreate
+
+    def _recreate(self, operation: Operation) -> Operation:
+        try:
+            return self._make_again(operation)
+        except UnreachableError:
+            raise
+        except EngineError as error:
+            return self._undo(self._ledger.reload(operation), str(error))
+
+    def _make_again(self, operation: Operation) -> Operation:
+        engine, ledger = self._engine, self._ledger
+        name, old = operation.name, operation.facts["id"]
+        if operation.step == "undo":
+            return self._undo(operation, operation.facts["because"])
+        if operation.step == "planned":
+            found = engine.find(old)
+            if found is None:
+                raise HealError(f"{name} was removed by somebody else")
+            if found["HostConfig"].get("AutoRemove"):
+                raise HealError(f"{name} goes away when it stops (--rm): it is not made again")
+            name = found["Name"].lstrip("/")
+            operation = ledger.step(
+                operation,
+                "create",
+                new_name=f"{name}-autoheal-new-{old[:8]}",
+                old_name=f"{name}-autoheal-old-{old[:8]}",
+                name=name,
+                runs=operation.facts.get("runs", found["State"]["Running"]),
+                holders=stale.holders(old),
+            )
+        facts = operation.facts
+        name = facts["name"]
+        if operation.step == "create":
+            operation = ledger.step(operation, "stop", new_id=self._create(operation))
+        facts = operation.facts
+        new = facts["new_id"]
+        if operation.step in ("stop", "clear"):
+            engine.stop(old, facts["stop_timeout"])
+            operation = self._clear(operation, old)
+            operation = ledger.step(operation, "set aside")
+        if operation.step == "set aside":
+            self._name(old, facts["old_name"], name)
+            operation = ledger.step(operation, "rename")
+        if operation.step == "rename":
+            self._name(new, name, facts["new_name"])
+            operation = ledger.step(operation, "start")
+        if operation.step == "start":
+            if facts["runs"]:
+                before = engine.find(old)
+                if before is not None and before["State"]["Running"]:  # the engine came back
+                    engine.stop(old, facts["stop_timeout"])
+                engine.start(new)
+                if engine.ends_within(new, STAYS_UP_SECONDS):
+                    code = engine.inspect(new)["State"]["ExitCode"]
+                    raise EngineError(f"the new {name} ended at once, with {code}")
+            operation = ledger.step(operation, "remove")
+        if operation.step == "remove":
+            with suppress(GoneError):
+                engine.remove(old)
+        return operation
+
+    def _create(self, operation: Operation) -> str:
+        """Make the new container, under its own name and not started; returns its id."""
+        facts, engine = operation.facts, self._engine
+        half_made = engine.find(facts["new_name"])
+        if half_made is not None:  # by an earlier life, perhaps without all of its networks
+            engine.remove(half_made["Id"])
+        old = engine.inspect(facts["id"])
+        named, is_id = old["Config"]["Image"], old["Image"]
+        gone = [one for one in sources_of_volumes(old) if engine.find(one) is None]
+        image = named if engine.image_of(named) == is_id else is_id
+        successors = facts.get("successors", {})
+        for attempt in (image, is_id):
+            made = engine.create(
+                facts["new_name"], recipe(old, image=attempt, gone=gone, successors=successors)
+            )
+            if engine.inspect(made)["Image"] == is_id:
+                return made
+            engine.remove(made)  # the name was given to another image just now
+        raise EngineError(f"{operation.name} could not be made from the same image")
+
+    def _name(self, container: str, name: str, other: str) -> None:
+        """Rename a container, unless it has that name; one that has neither was renamed by a
+        person."""
+        now = self._engine.inspect(container)["Name"].lstrip("/")
+        if now == name:
+            return
+        if now != other:
+            raise ConflictError(f"somebody renamed {other} to {now}")
+        self._engine.rename(container, name)
+
+    def _undo(self, operation: Operation, because: str) -> Operation:
+        """Bring the old container back; always raises, for the operation has failed."""
+        engine, facts, name = self._engine, operation.facts, operation.facts.get("name", "")
+        if operation.step == "remove":  # the new one runs
+            _log.warning("%s: the old container could not be removed: %s", name, because)
+            return operation
+        if operation.step != "undo":
+            stopped, aside = operation.step != "create", operation.step in ("rename", "start")
+            operation = self._ledger.step(
+                operation, "undo", because=because, stopped=stopped, aside=aside
+            )
+        stopped, aside = operation.facts["stopped"], operation.facts["aside"]
+        new = engine.find(facts.get("new_id") or facts["new_name"])
+        old = engine.find(facts["id"])
+        if old is None and aside and new is not None:
+            # Somebody cleaned up what we had set aside; what is left must not be lost.
+            if new["Name"].lstrip("/") != name:
+                engine.rename(new["Id"], name)
+            raise HealError(f"{because}; the old {name} was removed meanwhile, the new one is left")
+        if new is not None and new["Id"] != facts["id"]:
+            engine.remove(new["Id"])
+        if old is None:
+            raise HealError(f"{because}; the old {name} was removed by somebody else meanwhile")
+        notes = []
+        if old["Name"].lstrip("/") == facts.get("old_name"):
+            try:
+                engine.rename(facts["id"], name)
+            except ConflictError:
+                raise HealError(
+                    f"{because}; somebody made another {name} meanwhile, so the old one is kept, "
+                    f"stopped, as {facts['old_name']}"
+                ) from None
+        if stopped and facts["runs"] and not old["State"]["Running"]:
+            try:
+                engine.start(facts["id"])
+            except UnreachableError:
+                raise
+            except EngineError as error:
+                notes.append(f", but does not start: {error}")
+        raise HealError(f"{because}; the old {name} is back" + "".join(notes))
+
+    # -- Swarm
+
+    def _update(self, operation: Operation) -> Operation:
+        service = operation.facts["id"]
+        if operation.step == "planned":
+            forced = self._engine.service(service).forced + 1
+            operation = self._ledger.step(operation, "update", forced=forced)
+        if self._engine.service(service).forced < operation.facts["forced"]:
+            self._engine.update_by_force(service, operation.facts["forced"])
+        deadline = time.monotonic() + UPDATE_SECONDS
+        while time.monotonic() < deadline:
+            update = self._engine.service(service)
+            if update.state == "completed":
+                return operation
+            if update.state in ("paused", "rollback_paused", "rollback_completed"):
+                raise HealError(f"Swarm's update is {update.state}: {update.message}")
+            time.sleep(UPDATE_LOOK_SECONDS)
+        raise HealError(f"Swarm's update is not over after {UPDATE_SECONDS:g} s")
+
+    def _deploy(self, operation: Operation) -> Operation:
+        """`docker stack deploy`: only Docker's own program reads stack files."""
+        operation = self._ledger.step(operation, "deploy")
+        file = operation.facts["file"]
+        command = ["docker", "--host", self._engine.url, "stack", "deploy", "--compose-file", file]
+        try:
+            done = subprocess.run(
+                [*command, "--with-registry-auth", operation.name],
+                capture_output=True,
+                text=True,
+                timeout=UPDATE_SECONDS,
+            )
+        except FileNotFoundError:
+            raise HealError(
+                "there is no docker program here to read the stack file with: mount one, or leave "
+                "the file out for an update by force"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise HealError(
+                f"docker stack deploy was not over after {UPDATE_SECONDS:g} s"
+            ) from None
+        if done.returncode != 0:
+            raise HealError(f"docker stack deploy: {' '.join(done.stderr.split())[-300:]}")
+        return operation
+
+    # -- followers
+
+    def _bring_back_followers(
+        self,
+        attempt: int,
+        healed: list[str],
+        replaced: dict[str, str],
+        operations: Sequence[Operation],
+        began: float,
+    ) -> str | None:
+        """Bring back what depends on the healed; returns what did not come back, if anything."""
+        done = {operation.facts.get("id") for operation in operations}
+        try:
+            found = followers(healed, replaced, self._neighbours())
+        except (EngineError, HealError) as error:
+            return f"what depends on it was not brought back: {error}"
+        problems = []
+        for follower in found:
+            one = follower.container
+            if one.id in done or (self.is_busy(one.name) and not follower.anew):
+                continue
+            runs = one.state == "running" or self._stopped_since(one, began)
+            if not (runs or follower.anew):
+                continue  # a person stopped it
+            kind = Action.RECREATE if follower.anew else Action.RESTART
+            facts = {"id": one.id, "stop_timeout": FOLLOWER_STOP_SECONDS, "follows": True}
+            if follower.anew:
+                facts |= {"successors": replaced, "runs": runs}
+            [operation] = self._ledger.plan(attempt, [(kind, one.name, facts)])
+            _log.info("%s: %s, as it depends on what was healed", one.name, kind)
+            try:
+                operation = self._take(operation)
+            except HealError as error:
+                problems.append(f"{one.name}, which depends on it: {error}")
+                continue
+            if follower.anew:
+                replaced[one.id] = operation.facts["new_id"]
+        return "; ".join(problems) or None
+
+    def _neighbours(self) -> list[Neighbour]:
+        while True:
+            try:
+                return self._engine.neighbours()
+            except UnreachableError:
+                time.sleep(RETRY_SECONDS)
+
+    def _stopped_since(self, one: Neighbour, began: float) -> bool:
+        """Whether it ended because of what we did: some end with the one they depend on."""
+        found = self._engine.find(one.id)
+        return found is not None and seconds_of(found["State"].get("FinishedAt", "")) >= began
+
+    def _left_stopped(self, container: str, began: float) -> str | None:
+        try:
+            state = self._engine.inspect(container)["State"]
+        except EngineError:
+            return None
+        stopped = state["Status"] == "exited" and seconds_of(state["FinishedAt"]) >= began - 1
+        return str(state["FinishedAt"]) if stopped else None
+
+
+def seconds_of(moment: str) -> float:
+    """A moment as Docker writes it, in seconds of the wall clock; 0 for one that never was."""
+    text = re.sub(r"(\.\d{6})\d+", r"\1", moment)
     try:
-        engine.restart(sighting.id, stop_timeout)
-    except EngineError as error:
-        return Attempt(began, str(error), _left_stopped(engine, sighting))
-    return Attempt(began)
-
-
-def _left_stopped(engine: Engine, before: Sighting) -> str | None:
-    """When the container stopped, if our attempt is why it is not running now."""
-    try:
-        now = engine.look(before.id)
-    except EngineError:
-        return None
-    stopped = now.state == "exited" and before.finished_at != now.finished_at
-    return now.finished_at if stopped else None
+        return max(datetime.fromisoformat(text).timestamp(), 0.0)
+    except ValueError:
+        return 0.0

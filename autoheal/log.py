@@ -1,11 +1,18 @@
-"""The log: one line a step, as text or JSON, on standard output."""
+"""The log: one line a step, as text or JSON, on standard output, and in files where asked."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+from contextlib import suppress
+from logging.handlers import BaseRotatingHandler
+
+from autoheal.settings import Settings
+
+FILE_PREFIX = "autoheal-"
 
 
 class _Text(logging.Formatter):
@@ -29,11 +36,57 @@ class _Json(_Text):
         return json.dumps(line)
 
 
-def configure(form: str) -> None:
-    """Write the log as `text` or `json`."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Json() if form == "json" else _Text())
+class _Files(BaseRotatingHandler):
+    """Files of a limited size, each named by when it was begun; the oldest go."""
+
+    def __init__(self, directory: str, size: float, count: int) -> None:
+        self._directory, self._size, self._count = directory, size, count
+        super().__init__(self._new_name(), "a", encoding="utf-8")
+        self._clear()
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802
+        room = len(self.format(record).encode()) + 1
+        return self.stream is not None and self.stream.tell() + room > self._size
+
+    def doRollover(self) -> None:  # noqa: N802
+        self.close()
+        self.baseFilename = self._new_name()
+        self.stream = self._open()
+        self._clear()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass  # a full disk must not stop the healing, nor fill the console
+
+    def _new_name(self) -> str:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name, number = os.path.join(self._directory, f"{FILE_PREFIX}{stamp}"), 1
+        while os.path.exists(f"{name}-{number:03}.log"):
+            number += 1
+        return f"{name}-{number:03}.log"
+
+    def _clear(self) -> None:
+        names = sorted(n for n in os.listdir(self._directory) if n.startswith(FILE_PREFIX))
+        for name in names[: -self._count]:
+            with suppress(OSError):
+                os.unlink(os.path.join(self._directory, name))
+
+
+def configure(settings: Settings) -> None:
+    """Begin the log."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    problem = None
+    if settings.log_dir:
+        try:
+            handlers.append(_Files(settings.log_dir, settings.log_bytes, settings.log_count))
+        except OSError as error:
+            problem = error
     logger = logging.getLogger("autoheal")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = handlers
+    for handler in handlers:
+        handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if problem is not None:
+        logger.error(
+            "AUTOHEAL_LOG_DIR=%s: no log file there: %s", settings.log_dir, problem.strerror
+        )

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from probe.settings import Knob, one_of, read, seconds
+from autoheal.incident import Action, News
+from probe.settings import Knob, number, one_of, read, seconds
+
+MEMORY = ":memory:"
+"""A ledger that lives as long as this container's memory."""
 
 _interval, _interval_allowed = seconds(1, 86_400)
+_number, _number_allowed = number(1, 10_000, "a whole number")
+_percent, _percent_allowed = number(0.1, 100_000, "a percentage")
+_bytes, _bytes_allowed = number(1, 1e15, "a number of bytes per second")
+_log_size, _log_size_allowed = number(10_000, 1e12, "a number of bytes")
+_scope, _scope_allowed = one_of("service", "stack")
 _period, _period_allowed = seconds(0, 86_400)
 _stop, _stop_allowed = seconds(0, 3_600)
 _api, _api_allowed = seconds(1, 3_600)
@@ -45,13 +56,61 @@ def _web_url(text: str) -> str | None:
     return text or None
 
 
+def _whole(text: str) -> int:
+    value = _number(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: parse(text) if text else None
+
+
+def _action(text: str) -> Action | None:
+    return None if text.lower() == "ladder" else Action(text.lower())
+
+
+def _ladder(text: str) -> tuple[Action, ...]:
+    actions = tuple(Action(word.strip().lower()) for word in text.split(","))
+    if Action.NONE in actions:
+        raise ValueError(text)
+    return actions
+
+
+def _news(text: str) -> frozenset[News]:
+    if text.lower() in ("all", "true"):
+        return frozenset(News)
+    if text.lower() in ("none", "false"):
+        return frozenset()
+    return frozenset(News(word.strip().lower()) for word in text.split(","))
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    """Apprise's addresses; which services there are is for Apprise to say."""
+    urls = tuple(url for url in re.split(r"[\s,]+(?=[a-z0-9]+://)", text.strip()) if url)
+    if not all(re.fullmatch(r"[a-z0-9]+://\S+", url) for url in urls):
+        raise ValueError(text)
+    return urls
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(text)
+    return text
+
+
+def _ledger_path(text: str) -> str:
+    return text if text == MEMORY else _absolute(text)
+
+
 def _words(text: str) -> str:
     if not text:
         raise ValueError(text)
     return text
 
 
-KNOBS: tuple[Knob, ...] = (
+PROCESS_KNOBS: tuple[Knob, ...] = (
     Knob(
         "container_label",
         "AUTOHEAL_CONTAINER_LABEL",
@@ -76,14 +135,6 @@ KNOBS: tuple[Knob, ...] = (
         _period,
         _period_allowed,
         "How long to wait after the start before anything is healed.",
-    ),
-    Knob(
-        "default_stop_timeout",
-        "AUTOHEAL_DEFAULT_STOP_TIMEOUT",
-        "10",
-        _stop,
-        _stop_allowed,
-        "How long a container may take to stop before it is killed. Label: autoheal.stop.timeout.",
     ),
     Knob(
         "only_monitor_running",
@@ -117,7 +168,7 @@ KNOBS: tuple[Knob, ...] = (
         "",
         _web_url,
         "an http:// or https:// address",
-        "Told of every heal, as JSON by POST.",
+        "Told as JSON, by POST.",
         secret=True,
     ),
     Knob(
@@ -134,8 +185,25 @@ KNOBS: tuple[Knob, ...] = (
         "",
         _web_url,
         "an http:// or https:// address",
-        "An Apprise API server, told of every heal.",
+        "An Apprise API server that is told.",
         secret=True,
+    ),
+    Knob(
+        "notify_urls",
+        "AUTOHEAL_NOTIFY_URLS",
+        "",
+        _urls,
+        "Apprise's addresses (service://...), separated by spaces or commas",
+        "Whom to tell, by any of the services that Apprise knows.",
+        secret=True,
+    ),
+    Knob(
+        "notify_script",
+        "AUTOHEAL_NOTIFY_SCRIPT",
+        "",
+        _optional(_absolute),
+        "a program's absolute path",
+        "Run with the kind of news, the container's name and the text, each time people are told.",
     ),
     Knob(
         "post_restart_script",
@@ -157,52 +225,334 @@ KNOBS: tuple[Knob, ...] = (
         "state_dir",
         "AUTOHEAL_STATE_DIR",
         "/dev/shm",
-        str,
+        _absolute,
         "a directory",
-        "Where the heartbeat for `autoheal health` is kept (tmpfs).",
+        "Where the heartbeat for `autoheal health` is kept, and a ledger in memory (tmpfs).",
+    ),
+    Knob(
+        "ledger",
+        "AUTOHEAL_LEDGER",
+        MEMORY,
+        _ledger_path,
+        "a file's absolute path, or :memory:",
+        "Where incidents, attempts and steps are written down before they are taken. In memory, "
+        "what was under way is lost with this container.",
+    ),
+    Knob(
+        "history_days",
+        "AUTOHEAL_HISTORY_DAYS",
+        "90",
+        _whole,
+        _number_allowed,
+        "For how many days the ledger keeps incidents that are over.",
+    ),
+    Knob(
+        "max_at_once",
+        "AUTOHEAL_MAX_AT_ONCE",
+        "8",
+        _whole,
+        _number_allowed,
+        "How many containers may be in healing at once.",
+    ),
+    Knob(
+        "max_per_minute",
+        "AUTOHEAL_MAX_PER_MINUTE",
+        "60",
+        _whole,
+        _number_allowed,
+        "How many heals may begin within a minute.",
+    ),
+    Knob(
+        "log_dir",
+        "AUTOHEAL_LOG_DIR",
+        "",
+        _optional(_absolute),
+        "a directory's absolute path",
+        "Write the log to files there too, each named by the time of its first line.",
+    ),
+    Knob(
+        "log_bytes",
+        "AUTOHEAL_LOG_BYTES",
+        "2097152",
+        _log_size,
+        _log_size_allowed,
+        "How large such a file may get before the next one is begun.",
+    ),
+    Knob(
+        "log_count",
+        "AUTOHEAL_LOG_COUNT",
+        "5",
+        _whole,
+        _number_allowed,
+        "How many such files are kept.",
+    ),
+    Knob(
+        "check_interval",
+        "CHECK_INTERVAL",
+        "120",
+        _interval,
+        _interval_allowed,
+        "How often a container's use of CPU, memory and disk is looked at, where one of the "
+        "limits below is set.",
+    ),
+    Knob(
+        "max_unhealthy",
+        "MAX_UNHEALTHY",
+        "3",
+        _whole,
+        _number_allowed,
+        "So many of those looks in a row must find a container over a limit.",
+    ),
+    Knob(
+        "max_cpu_percent",
+        "MAX_CPU_PERCENT",
+        "",
+        _optional(_percent),
+        _percent_allowed,
+        "More CPU than this is a fault (100: one core). Empty: no limit.",
+    ),
+    Knob(
+        "max_memory_percent",
+        "MAX_MEMORY_PERCENT",
+        "",
+        _optional(_percent),
+        _percent_allowed,
+        "More memory than this is a fault (of its limit, or of the machine). Empty: no limit.",
+    ),
+    Knob(
+        "max_io_bytes",
+        "MAX_IO_BYTES",
+        "",
+        _optional(_bytes),
+        _bytes_allowed,
+        "More bytes per second to and from disk than this are a fault. Empty: no limit.",
     ),
 )
 
 
 @dataclass(frozen=True)
+class PolicyKnob(Knob):
+    """A setting that a container may have of its own, in a label; the variable is the default."""
+
+    label: str = ""
+
+
+POLICY_KNOBS: tuple[PolicyKnob, ...] = (
+    PolicyKnob(
+        "action",
+        "AUTOHEAL_ACTION",
+        "ladder",
+        _action,
+        "one of ladder, restart, recreate, redeploy, stop, none",
+        "What is done: one action after the other (ladder), the same each time, or nothing but "
+        "telling (none).",
+        label="autoheal.action",
+    ),
+    PolicyKnob(
+        "ladder",
+        "AUTOHEAL_LADDER",
+        "restart,restart,recreate,redeploy",
+        _ladder,
+        "a list of restart, recreate, redeploy and stop, separated by commas",
+        "Which action comes next when the last did not help. At its end it is given up.",
+        label="autoheal.ladder",
+    ),
+    PolicyKnob(
+        "stop_timeout",
+        "AUTOHEAL_DEFAULT_STOP_TIMEOUT",
+        "10",
+        lambda text: round(_stop(text)),
+        _stop_allowed,
+        "How long it may take to stop before it is killed.",
+        label="autoheal.stop.timeout",
+    ),
+    PolicyKnob(
+        "max_attempts",
+        "AUTOHEAL_MAX_ATTEMPTS",
+        "10",
+        _whole,
+        _number_allowed,
+        "How many attempts there may be within the window; then it is given up.",
+        label="autoheal.max-attempts",
+    ),
+    PolicyKnob(
+        "window",
+        "AUTOHEAL_WINDOW",
+        "3600",
+        _interval,
+        _interval_allowed,
+        "The window of that budget.",
+        label="autoheal.window",
+    ),
+    PolicyKnob(
+        "backoff",
+        "AUTOHEAL_BACKOFF",
+        "10",
+        _stop,
+        _stop_allowed,
+        "The wait after the first attempt; it doubles with each that follows, up to 10 minutes, "
+        "and each is longer by up to a quarter, at random.",
+        label="autoheal.backoff",
+    ),
+    PolicyKnob(
+        "settle",
+        "AUTOHEAL_SETTLE",
+        "60",
+        _period,
+        _period_allowed,
+        "How long it must stay healthy before an incident is over.",
+        label="autoheal.settle",
+    ),
+    PolicyKnob(
+        "delay",
+        "AUTOHEAL_DELAY",
+        "0",
+        _stop,
+        _stop_allowed,
+        "The wait before the first attempt, so that a load balancer can look away. It is left "
+        "alone if it gets well meanwhile.",
+        label="autoheal.delay",
+    ),
+    PolicyKnob(
+        "dry_run",
+        "AUTOHEAL_DRY_RUN",
+        "false",
+        _boolean,
+        "true or false",
+        "Say what would be done, and do nothing.",
+        label="autoheal.dry-run",
+    ),
+    PolicyKnob(
+        "notify",
+        "AUTOHEAL_NOTIFY",
+        "all",
+        _news,
+        "all, none, or a list of healed, failed, given_up, operator and degraded",
+        "Of what people are told.",
+        label="autoheal.notify",
+    ),
+    PolicyKnob(
+        "redeploy",
+        "AUTOHEAL_REDEPLOY",
+        "service",
+        _scope,
+        _scope_allowed,
+        "What a redeploy of a Swarm service takes with it: the service, or its whole stack.",
+        label="autoheal.redeploy",
+    ),
+    PolicyKnob(
+        "stack_file",
+        "AUTOHEAL_STACK_FILE",
+        "",
+        _optional(_absolute),
+        "a file's absolute path",
+        "A redeploy of a Swarm stack runs `docker stack deploy` with this file.",
+        label="autoheal.stack.file",
+    ),
+    PolicyKnob(
+        "itself",
+        "AUTOHEAL_ITSELF",
+        "false",
+        _boolean,
+        "true or false",
+        "Heal the container that autoheal runs in too.",
+        label="autoheal.itself",
+    ),
+)
+
+KNOBS: tuple[Knob, ...] = (*PROCESS_KNOBS, *POLICY_KNOBS)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one container is treated; see `POLICY_KNOBS` for meaning and bounds.
+
+    Attributes:
+        watched: it may be healed.
+        action: what is done each time; None: what the ladder says.
+        problems: what is wrong with its labels; the defaults hold instead.
+    """
+
+    watched: bool = False
+    action: Action | None = None
+    ladder: tuple[Action, ...] = (
+        *(Action.RESTART, Action.RESTART),
+        *(Action.RECREATE, Action.REDEPLOY),
+    )
+    stop_timeout: int = 10
+    max_attempts: int = 10
+    window: float = 3600.0
+    backoff: float = 10.0
+    settle: float = 60.0
+    delay: float = 0.0
+    dry_run: bool = False
+    notify: frozenset[News] = frozenset(News)
+    redeploy: str = "service"
+    stack_file: str | None = None
+    itself: bool = False
+    problems: tuple[str, ...] = ()
+
+    @property
+    def rungs(self) -> tuple[Action, ...]:
+        """The ladder; one action alone is tried as long as the budget allows."""
+        return self.ladder if self.action is None else (self.action,) * (self.max_attempts + 1)
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The supervisor's settings; see `KNOBS` for meaning and bounds. Times are in seconds."""
+    """The supervisor's settings; see `PROCESS_KNOBS` for meaning and bounds. Times are in seconds.
+
+    Attributes:
+        defaults: how a container is treated that has no labels of its own about that.
+    """
 
     container_label: str = "autoheal"
     interval: float = 30.0
     start_period: float = 0.0
-    default_stop_timeout: float = 10.0
     only_monitor_running: bool = False
     docker_sock: str | None = None
     api_timeout: float = 30.0
     webhook_url: str | None = None
     webhook_json_key: str = "text"
     apprise_url: str | None = None
+    notify_urls: tuple[str, ...] = ()
+    notify_script: str | None = None
     post_restart_script: str | None = None
     log_format: str = "text"
     state_dir: str = "/dev/shm"
+    ledger: str = MEMORY
+    history_days: int = 90
+    max_at_once: int = 8
+    max_per_minute: int = 60
+    log_dir: str | None = None
+    log_bytes: float = 2 * 1024 * 1024
+    log_count: int = 5
+    check_interval: float = 120.0
+    max_unhealthy: int = 3
+    max_cpu_percent: float | None = None
+    max_memory_percent: float | None = None
+    max_io_bytes: float | None = None
+    defaults: Policy = field(default_factory=Policy)
 
     @classmethod
     def from_flags_and_env(
         cls, flags: Mapping[str, str | None], env: Mapping[str, str]
     ) -> Settings:
         """Read `KNOBS`; raises `SettingError`."""
-        return cls(**read(KNOBS, flags, env))
+        defaults = Policy(**read(POLICY_KNOBS, flags, env))
+        return cls(**read(PROCESS_KNOBS, flags, env), defaults=defaults)
 
+    @property
+    def label_filter(self) -> str:
+        """What a container must be labelled with to be watched; empty: every one is."""
+        return "" if self.container_label == "all" else f"{self.container_label}=true"
 
-@dataclass(frozen=True)
-class Policy:
-    """How one container is treated.
-
-    Attributes:
-        watched: it may be healed.
-        stop_timeout: seconds it may take to stop before it is killed.
-        problems: what is wrong with its labels; the defaults hold instead.
-    """
-
-    watched: bool = False
-    stop_timeout: int = 10
-    problems: tuple[str, ...] = ()
+    @property
+    def ledger_path(self) -> str:
+        """The ledger's file; one in memory lies on tmpfs, where commands find it too."""
+        if self.ledger == MEMORY:
+            return os.path.join(self.state_dir, "autoheal-ledger.db")
+        return self.ledger
 
 
 def policy(labels: Mapping[str, str], settings: Settings) -> Policy:
@@ -211,15 +561,25 @@ def policy(labels: Mapping[str, str], settings: Settings) -> Policy:
         watched = labels.get("autoheal", "").lower() != "false"
     else:
         watched = labels.get(settings.container_label, "").lower() == "true"
+    own: dict[str, Any] = {}
     problems = []
-    stop_timeout = settings.default_stop_timeout
-    text = labels.get("autoheal.stop.timeout", "")
-    if text:
-        try:
-            stop_timeout = _stop(text)
-        except ValueError:
-            problems.append(
-                f"label autoheal.stop.timeout={text!r}: must be {_stop_allowed}; "
-                f"using {stop_timeout:g}"
-            )
-    return Policy(watched, round(stop_timeout), tuple(problems))
+    for knob in POLICY_KNOBS:
+        text = labels.get(knob.label, "").strip()
+        if text:
+            try:
+                own[knob.name] = knob.parse(text)
+            except ValueError:
+                default = _shown(getattr(settings.defaults, knob.name))
+                problems.append(
+                    f"label {knob.label}={text!r}: must be {knob.allowed}; using {default}"
+                )
+    return replace(settings.defaults, **own, watched=watched, problems=tuple(problems))
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as a person would write it."""
+    if value is None or isinstance(value, bool | str):
+        return "none" if value is None else str(value).lower()
+    if isinstance(value, float | int):
+        return f"{value:g}"
+    return ",".join(sorted(value) if isinstance(value, frozenset) else value) or "none"

@@ -8,21 +8,71 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
-from autoheal import heal, heartbeat
-from autoheal.decide import Attempt, Incident, Sighting, Verb, after_sighting, decide
-from autoheal.engine import Engine
-from autoheal.notify import Notifier
+from autoheal import heartbeat
+from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, possible
+from autoheal.engine import Engine, EngineError, GoneError, UnreachableError
+from autoheal.heal import Healer, Result, plan, seconds_of
+from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting
+from autoheal.lease import Holder, Leases
+from autoheal.ledger import Ledger, Request, Unfinished
+from autoheal.limits import Limits
+from autoheal.notify import Message, Notifier
 from autoheal.settings import Policy, Settings, policy
-from autoheal.watch import Watch
+from autoheal.turns import MINUTE_SECONDS, Ended, Waiting, broken_until, turns
+from autoheal.watch import Gone, Watch
 
 SHUTDOWN_SECONDS = 0.7
-"""How long a restart under way may still be waited for; the engine finishes it without us."""
+"""How long heals and messages under way are waited for; a successor finishes what is left."""
+
+LOOK_AT_LEDGER_SECONDS = 1.0
+"""How often the ledger is read for what people asked for by command."""
+
+DEGRADED_SECONDS = 60.0
+"""An engine that has not answered for so long is told of."""
+
+FRESH_SECONDS = 0.5
+"""A sighting older than this is made anew before anything is done."""
+
+OTHERS_LOOK_SECONDS = 30.0
+"""How soon to look again at a container that another supervisor heals."""
+
+PRUNE_SECONDS = 3600.0
 
 _log = logging.getLogger("autoheal")
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A heal that waits for its turn, or has it."""
+
+    waiting: Waiting
+    sighting: Sighting
+    rules: Policy
+    decision: Decision
+    request: int | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a turn: an attempt, or why there was none.
+
+    Attributes:
+        again: when to look again, in seconds of the wall clock; where there was no attempt.
+    """
+
+    subject: str
+    sighting: Sighting | None
+    attempt: Attempt | None = None
+    container: str = ""
+    why_not: str = ""
+    again: float | None = None
+    request: int | None = None
 
 
 class Supervisor:
@@ -35,15 +85,22 @@ class Supervisor:
     def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
         self._settings = settings
         self._engine = Engine(settings, env)
-        label = "" if settings.container_label == "all" else f"{settings.container_label}=true"
-        self._watch = Watch(self._engine, label, settings.interval)
-        self._notifier = Notifier(settings)
         self.engine_url = self._engine.url
-        self._own_id = own_container_id()
+        self.own_id = own_container_id()
+        self._watch = Watch(self._engine, settings.label_filter, settings.interval, self._unsettled)
+        self._limits = Limits(self._engine, settings, self._watch.look)
         self._incidents: dict[str, Incident] = {}
+        self._turns: dict[str, _Turn] = {}
         self._healing: dict[str, threading.Thread] = {}
-        self._done: queue.SimpleQueue[tuple[Sighting, Attempt]] = queue.SimpleQueue()
+        self._begun: deque[float] = deque(maxlen=settings.max_per_minute)
+        self._ended: deque[Ended] = deque(maxlen=16)
+        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         self._later: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._told_degraded: set[str] = set()
+        self._services: set[str] = set()
+        self._starts: dict[str, float] = {}
+        self._last_error = ""
         self._stopping = False
         self._ready_at = 0.0
 
@@ -51,111 +108,483 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        self._ready_at = time.monotonic() + self._settings.start_period
+        self._notifier = Notifier(self._settings)
+        self._ledger = self._open_ledger()
+        self._healer = Healer(self._engine, self._ledger)
+        self._leases = Leases(self._engine, Holder.this_process(self.own_id))
+        self._ready_at = time.time() + self._settings.start_period
         if self._settings.start_period:
             _log.info("healing starts in %g s", self._settings.start_period)
+        self._finish_what_was_begun()
         self._watch.start()
+        self._limits.start()
+        beat = ledger_look = prune = 0.0
+        contact: float | None = None
         while not self._stopping:
             now = time.monotonic()
-            heartbeat.beat(self._settings, self._watch.contact)
+            if now >= beat or (contact is None and self._watch.contact is not None):
+                contact = self._watch.contact
+                heartbeat.beat(self._settings, contact)
+                beat = now + heartbeat.SECONDS
+            if now >= ledger_look:
+                self._look_at_ledger()
+                ledger_look = now + LOOK_AT_LEDGER_SECONDS
+            if now >= prune:
+                self._ledger.prune(self._settings.history_days)
+                prune = now + PRUNE_SECONDS
             try:
-                sighting = self._watch.sightings.get(timeout=self._patience(now))
+                seen = self._watch.sightings.get(timeout=self._patience())
             except queue.Empty:
-                sighting = None
+                seen = None
             self._take_results()
-            if sighting is not None:
-                self._consider(sighting)
+            if isinstance(seen, Gone):
+                self._forget(seen.id)
+            elif seen is not None:
+                self._consider(seen)
+            self._take_turns()
             self._look_again()
+            self._tell_if_degraded()
         self._finish()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
         self._watch.stop()
 
-    def _patience(self, now: float) -> float:
-        next_look = min(self._later.values(), default=now + heartbeat.SECONDS)
-        return max(min(next_look - now, heartbeat.SECONDS), 0.01)
+    def _open_ledger(self) -> Ledger:
+        ledger = Ledger(self._settings.ledger_path, self._settings.state_dir)
+        ledger.when_it_fails(lambda problem: self._degraded("ledger", problem))
+        if self._settings.ledger_path != self._settings.ledger:
+            _log.info(
+                "the ledger is in memory (%s): give AUTOHEAL_LEDGER a file on a volume, and what "
+                "was under way outlives this container",
+                ledger.path,
+            )
+        self._incidents = {one.subject: one for one in ledger.open_incidents()}
+        return ledger
+
+    def _unsettled(self) -> list[str]:
+        """Containers to look at without a reason: their incidents are open."""
+        return [one.container for one in list(self._incidents.values()) if one.container]
+
+    def _patience(self) -> float:
+        next_look = min(self._later.values(), default=float("inf"))
+        return max(min(next_look - time.time(), LOOK_AT_LEDGER_SECONDS), 0.01)
+
+    # -- deciding
 
     def _consider(self, sighting: Sighting) -> None:
-        now = time.monotonic()
-        before = self._incidents.get(sighting.id, Incident())
-        incident = after_sighting(before, sighting, now)
-        self._incidents[sighting.id] = incident
-        if sighting.id in self._healing:
+        now = time.time()
+        subject = sighting.subject
+        if subject in self._healing or self._healer.is_busy(sighting.name):
             return
+        sighting = replace(sighting, complaint=self._limits.complaint(sighting.id))
         rules = policy(sighting.labels, self._settings)
-        decision = decide(sighting, incident, rules, self._own_id, now)
-        for problem in rules.problems if rules.watched else ():
+        incident = self._incidents.get(subject)
+        self._note_start(sighting, incident, now)
+        if incident is not None and (how := outcome(incident, sighting, rules, now)):
+            self._close(incident, how)
+            incident = None
+        if incident is None and not _is_of_interest(sighting):
+            return
+        base = incident or self._new_incident(sighting, rules, now)
+        paused = self._ledger.paused_until(subject, now)
+        itself = sighting.id == self.own_id
+        decision = decide(sighting, base, rules, now, itself=itself, paused_until=paused)
+        if incident is None and decision.verb is Verb.IGNORE:
+            return
+        after = after_sighting(base, sighting, now)
+        if after is not base or not base.id:
+            after = self._ledger.save(after)
+        self._incidents[subject] = after
+        for problem in rules.problems:
             self._say_once(sighting, problem)
-        if decision.verb is Verb.IGNORE:
-            self._later.pop(sighting.id, None)
-            if before.attempts and before.healthy_since is None and incident.healthy_since:
-                took = now - before.attempts[-1].at
-                _log.info("%s is healthy again, %.1f s after the restart", sighting.name, took)
-        elif decision.verb is Verb.TELL:
+        if after.healthy_since is not None and base.healthy_since is None:
+            self._well_again(sighting, after, rules, now)
+        self._follow(sighting, rules, decision, now)
+
+    def _new_incident(self, sighting: Sighting, rules: Policy, now: float) -> Incident:
+        spent = self._ledger.spent(sighting.subject, now - rules.window)
+        why = sighting.complaint or " ".join(sighting.line.split())
+        return Incident(sighting.subject, sighting.id, now, why, spent=spent)
+
+    def _follow(self, sighting: Sighting, rules: Policy, decision: Decision, now: float) -> None:
+        """Do what was decided."""
+        subject, verb = sighting.subject, decision.verb
+        if verb is not Verb.ACT:
+            self._turns.pop(subject, None)
+        if verb is Verb.IGNORE:
+            since = self._incidents[subject].healthy_since
+            self._later.pop(subject, None)
+            if since is not None:
+                self._later[subject] = since + rules.settle
+        elif verb is Verb.TELL:
             self._say_once(sighting, f"unhealthy, left alone: {decision.why}")
-        elif decision.verb is Verb.WAIT or now < self._ready_at:
-            self._later[sighting.id] = max(decision.until, self._ready_at)
-            self._say_once(sighting, f"unhealthy, waiting: {decision.why.partition(';')[0]}")
-        else:
-            self._restart(sighting, rules, decision.why)
+        elif verb is Verb.ASK:
+            if self._say_once(sighting, f"unhealthy, left alone: {decision.why}"):
+                self._tell(News.OPERATOR, sighting.name, decision.why, rules)
+        elif verb is Verb.GIVE_UP:
+            self._give_up(sighting, rules, decision.why)
+        elif verb is Verb.WAIT or now < self._ready_at:
+            self._later[subject] = max(decision.until, self._ready_at)
+            words = decision.why.rpartition("; ")
+            self._say_once(sighting, f"unhealthy, waiting: {words[0] or words[2]}")
+        elif subject not in self._turns:
+            waiting = Waiting(subject, len(self._incidents[subject].attempts), now)
+            self._turns[subject] = _Turn(waiting, sighting, rules, decision)
 
-    def _say_once(self, sighting: Sighting, text: str) -> None:
-        incident = self._incidents[sighting.id]
-        if text not in incident.told:
-            _log.warning("%s: %s", sighting.name, text)
-            self._incidents[sighting.id] = replace(incident, told=incident.told | {text})
+    def _give_up(self, sighting: Sighting, rules: Policy, why: str) -> None:
+        incident = replace(self._incidents[sighting.subject], given_up=True)
+        self._incidents[sighting.subject] = self._ledger.save(incident)
+        self._later.pop(sighting.subject, None)
+        text = f"given up, a person is needed: {why}"
+        _log.error("%s: %s", sighting.name, text)
+        self._tell(News.GIVEN_UP, sighting.name, text, rules)
 
-    def _restart(self, sighting: Sighting, rules: Policy, why: str) -> None:
-        _log.warning("%s (%s) is unhealthy: %s", sighting.name, sighting.id[:12], why)
-        _log.info("%s: restarting, with %d s to stop", sighting.name, rules.stop_timeout)
+    def _well_again(
+        self, sighting: Sighting, incident: Incident, rules: Policy, now: float
+    ) -> None:
+        if not incident.attempts:
+            _log.info("%s is healthy again; nothing was done", sighting.name)
+            return
+        last = incident.attempts[-1]
+        took = f"{now - last.at:.1f} s after the {last.action}"
+        _log.info("%s is healthy again, %s", sighting.name, took)
+        if not incident.given_up and last.error is None:
+            self._tell(
+                News.HEALED,
+                sighting.name,
+                # docker-autoheal's words first, which people's receivers may look for
+                f"Container {sighting.name} ({sighting.id[:12]}) found to be unhealthy. "
+                f"Successfully {_PAST[last.action]} the container! It is healthy again, {took}. "
+                f"It was: {incident.why}",
+                rules,
+            )
 
-        def work() -> None:
-            self._done.put((sighting, heal.restart(self._engine, sighting, rules.stop_timeout)))
+    def _close(self, incident: Incident, how: str) -> None:
+        self._ledger.close(incident, how)
+        self._incidents.pop(incident.subject, None)
+        self._later.pop(incident.subject, None)
+        self._turns.pop(incident.subject, None)
+        threading.Thread(
+            target=self._leases.give_back, args=(incident.subject,), daemon=True
+        ).start()
+        _log.info("%s: the incident is over (%s)", incident.subject, how)
+
+    def _forget(self, container: str) -> None:
+        """A container was removed, perhaps by us."""
+        for incident in list(self._incidents.values()):
+            if incident.container != container or incident.subject in self._healing:
+                continue
+            recent = time.time() - incident.opened < self._settings.defaults.window
+            if incident.subject in self._services and recent:
+                continue  # Swarm replaces its tasks; the incident is the service's
+            self._close(incident, "removed")
+
+    def _note_start(self, sighting: Sighting, incident: Incident | None, now: float) -> None:
+        """Remember how long it took from a start until it was healthy, for `autoheal doctor`."""
+        if sighting.is_swarm_task:
+            self._services.add(sighting.subject)
+        if sighting.health is not Health.HEALTHY or sighting.state != "running":
+            return
+        started = seconds_of(sighting.started_at)
+        first = incident is None or (
+            incident.healthy_since is None
+            and bool(incident.attempts)
+            and incident.attempts[-1].at <= started
+        )
+        if first and self._starts.get(sighting.id) != started:
+            self._starts[sighting.id] = started
+            self._ledger.note_start(sighting.subject, now - started)
+
+    def _say_once(self, sighting: Sighting, text: str) -> bool:
+        """Log a line unless this incident has had it; returns whether it was new."""
+        incident = self._incidents[sighting.subject]
+        if text in incident.told:
+            return False
+        _log.warning("%s: %s", sighting.name, text)
+        told = replace(incident, told=incident.told | {text})
+        self._incidents[sighting.subject] = self._ledger.save(told)
+        return True
+
+    # -- healing
+
+    def _take_turns(self) -> None:
+        now = time.time()
+        broken = broken_until(self._ended)
+        if broken is not None and now < broken:
+            if self._turns:
+                self._degraded(
+                    "heals",
+                    "the last heals of several containers all failed; the next follows in "
+                    f"{broken - now:.0f} s. The last one: {self._last_error}",
+                )
+            return
+        self._told_degraded.discard("heals")
+        chosen = turns(
+            (turn.waiting for turn in self._turns.values()),
+            len(self._healing),
+            list(self._begun),
+            at_once=self._settings.max_at_once,
+            per_minute=self._settings.max_per_minute,
+            now=now,
+        )
+        for subject in chosen.now:
+            turn = self._turns.pop(subject)
+            self._later.pop(subject, None)
+            self._begun.append(now)
+            self._in_thread(subject, partial(self._heal, turn))
+
+    def _in_thread(self, subject: str, work: Callable[[], _Done]) -> None:
+        def run() -> None:
+            done = work()
+            self._done.put(done)
             self._watch.sightings.put(None)
 
-        self._later.pop(sighting.id, None)
-        thread = threading.Thread(target=work, name=f"heal-{sighting.name}", daemon=True)
-        self._healing[sighting.id] = thread
+        thread = threading.Thread(target=run, name=f"heal-{subject}", daemon=True)
+        self._healing[subject] = thread
         thread.start()
+
+    def _heal(self, turn: _Turn) -> _Done:
+        """One attempt, in a thread of its own."""
+        sighting, rules, decision = turn.sighting, turn.rules, turn.decision
+        subject, action = sighting.subject, decision.action
+        none = _Done(subject, sighting, request=turn.request)
+        try:
+            if turn.request is None and time.time() - turn.waiting.since > FRESH_SECONDS:
+                fresh = self._engine.look(sighting.id)
+                if (fresh.state, fresh.health) != (sighting.state, sighting.health):
+                    return replace(none, why_not="it is not as it was", again=time.time())
+            held_until = self._take_lease(subject)
+            if held_until is not None:
+                return replace(
+                    none,
+                    why_not="another autoheal has this incident",
+                    again=min(held_until, time.time() + OTHERS_LOOK_SECONDS),
+                )
+            steps = plan(self._engine, sighting, action, rules)
+        except GoneError:
+            return replace(none, why_not="it is gone", again=time.time())
+        except EngineError as error:
+            return replace(none, why_not=str(error), again=time.time() + rules.backoff)
+        how = "is unhealthy: " if turn.request is None else "is to be healed: "
+        _log.warning("%s (%s) %s%s", sighting.name, sighting.id[:12], how, decision.why)
+        _log.info("%s: %s, with %d s to stop", sighting.name, _PRESENT[action], rules.stop_timeout)
+        attempt = Attempt(time.time(), action, decision.rung)
+        number, operations = self._ledger.begin(self._incidents[subject], attempt, steps)
+        result = self._healer.carry_out(number, operations, attempt.at)
+        return self._end(number, none, attempt, result)
+
+    def _end(self, number: int, none: _Done, attempt: Attempt, result: Result) -> _Done:
+        attempt = replace(
+            attempt,
+            ended=time.time(),
+            error=result.error,
+            left_stopped=result.left_stopped,
+        )
+        self._ledger.end(number, attempt)
+        return replace(none, attempt=attempt, container=result.container)
+
+    def _take_lease(self, subject: str) -> float | None:
+        try:
+            return self._leases.take(subject)
+        except UnreachableError:
+            raise
+        except EngineError as error:
+            self._degraded(
+                "lease", f"no lease can be taken, so beware of a second autoheal: {error}"
+            )
+            return None
+
+    def _finish_what_was_begun(self) -> None:
+        """Finish or undo what an earlier life was doing when it ended."""
+        for unfinished in self._ledger.unfinished():
+            _log.warning(
+                "%s: the %s of %s ago was not finished; seeing to it",
+                unfinished.incident.subject,
+                unfinished.action,
+                _ago(time.time() - unfinished.at),
+            )
+            subject = unfinished.incident.subject
+            self._in_thread(subject, partial(self._finish_one, unfinished))
+
+    def _finish_one(self, one: Unfinished) -> _Done:
+        subject = one.incident.subject
+        none = _Done(subject, None)
+        while True:
+            try:
+                held_until = self._take_lease(subject)
+                break
+            except UnreachableError:
+                time.sleep(LOOK_AT_LEDGER_SECONDS)
+        if held_until is not None:
+            return replace(none, why_not="another autoheal is at it", again=held_until)
+        result = self._healer.carry_out(one.attempt, one.operations, one.at, resumed=True)
+        attempt = next(a for a in one.incident.attempts if a.at == one.at)
+        return self._end(one.attempt, none, attempt, result)
 
     def _take_results(self) -> None:
         while True:
             try:
-                sighting, attempt = self._done.get_nowait()
+                done = self._done.get_nowait()
             except queue.Empty:
                 return
-            del self._healing[sighting.id]
-            incident = self._incidents[sighting.id]
-            attempts = (*incident.attempts, attempt)
-            self._incidents[sighting.id] = Incident(attempts, None, incident.told)
-            if attempt.error is None:
-                took = time.monotonic() - attempt.at
-                _log.info(
-                    "%s: restarted in %.1f s (attempt %d)", sighting.name, took, len(attempts)
+            self._healing.pop(done.subject, None)
+            incident = self._incidents.get(done.subject)
+            if done.attempt is None:
+                self._no_attempt(done)
+            elif incident is not None:
+                self._attempted(done, done.attempt, incident)
+            if done.request is not None:
+                error = done.attempt.error if done.attempt else done.why_not
+                self._ledger.answer(done.request, error or "done")
+
+    def _no_attempt(self, done: _Done) -> None:
+        if done.subject in self._incidents and done.sighting is not None:
+            self._say_once(done.sighting, f"not healed: {done.why_not}")
+        if done.again is not None:
+            self._later[done.subject] = done.again
+
+    def _attempted(self, done: _Done, attempt: Attempt, incident: Incident) -> None:
+        attempts = (*(a for a in incident.attempts if a.at != attempt.at), attempt)
+        incident = replace(
+            incident,
+            attempts=attempts,
+            container=done.container or incident.container,
+            healthy_since=None,
+        )
+        self._incidents[done.subject] = self._ledger.save(incident)
+        failed = attempt.error is not None
+        self._ended.append(Ended(done.subject, time.time(), failed))
+        sighting = done.sighting
+        labels = sighting.labels if sighting else {}
+        rules = policy(labels, self._settings)
+        if failed:
+            self._last_error = f"{done.subject}: {attempt.error}"
+            text = f"the {attempt.action} failed: {attempt.error}"
+            _log.error("%s: %s", done.subject, text)
+            self._tell(News.FAILED, done.subject, text, rules)
+        else:
+            took = (attempt.ended or attempt.at) - attempt.at
+            _log.info(
+                "%s: %s in %.1f s (attempt %d)",
+                *(done.subject, _PAST[attempt.action], took, len(attempts)),
+            )
+            if sighting is not None and attempt.action is not Action.STOP:
+                self._notifier.restarted(
+                    sighting.name, done.container, sighting.state, rules.stop_timeout
                 )
-            else:
-                _log.error("%s: the restart failed: %s", sighting.name, attempt.error)
-                self._later[sighting.id] = time.monotonic()
-            rules = policy(sighting.labels, self._settings)
-            self._notifier.restarted(sighting, rules.stop_timeout, attempt.error)
+        self._later[done.subject] = time.time()
 
     def _look_again(self) -> None:
-        now = time.monotonic()
-        for container in [c for c, at in self._later.items() if at <= now]:
-            del self._later[container]
-            self._watch.look_soon(container)
+        now = time.time()
+        for subject in [s for s, at in self._later.items() if at <= now]:
+            del self._later[subject]
+            incident = self._incidents.get(subject)
+            if incident is not None and subject not in self._turns:
+                self._watch.look_soon(incident.container)
+
+    # -- people
+
+    def _look_at_ledger(self) -> None:
+        """Whether somebody paused or resumed, or asked for a heal."""
+        pauses = self._ledger.pauses(time.time())
+        if pauses != self._pauses:
+            self._pauses = pauses
+            now = time.time()
+            self._later |= dict.fromkeys(self._incidents, now)
+            for subject in [s for s in self._turns if self._turns[s].request is None]:
+                if self._ledger.paused_until(subject, now) is not None:
+                    del self._turns[subject]
+        for request in self._ledger.requests():
+            if not any(turn.request == request.id for turn in self._turns.values()):
+                self._answer(request)
+
+    def _answer(self, request: Request) -> None:
+        """Take a person's request for a heal; the turn answers it."""
+        if request.subject in self._healing:
+            return  # after what is under way
+        try:
+            sighting = self._engine.look(request.subject)
+        except GoneError:
+            self._ledger.answer(request.id, f"there is no container {request.subject}")
+            return
+        except EngineError as error:
+            self._ledger.answer(request.id, str(error))
+            return
+        rules = policy(sighting.labels, self._settings)
+        action = request.action or Action.RESTART
+        subject = sighting.subject
+        if not possible(action, sighting, rules):
+            self._ledger.answer(request.id, f"{action} cannot be done to {sighting.name}")
+            return
+        now = time.time()
+        if subject not in self._incidents:
+            incident = Incident(subject, sighting.id, now, "asked for by a person")
+            self._incidents[subject] = self._ledger.save(incident)
+        elif self._incidents[subject].given_up:
+            again = replace(self._incidents[subject], given_up=False)
+            self._incidents[subject] = self._ledger.save(again)
+        attempts = self._incidents[subject].attempts
+        rung = attempts[-1].rung if attempts else -1
+        decision = Decision(Verb.ACT, "a person asked for it", action=action, rung=rung)
+        self._turns[subject] = _Turn(
+            Waiting(subject, 0, now), sighting, rules, decision, request.id
+        )
+
+    def _tell(self, news: News, name: str, text: str, rules: Policy) -> None:
+        if news in rules.notify:
+            self._notifier.tell(Message(news, name, text))
+
+    def _tell_if_degraded(self) -> None:
+        lost = self._watch.lost_since
+        if lost is None:
+            self._told_degraded.discard("engine")
+        elif time.monotonic() - lost > DEGRADED_SECONDS:
+            self._degraded(
+                "engine", f"the Docker engine has not answered for {DEGRADED_SECONDS:g} s"
+            )
+
+    def _degraded(self, what: str, text: str) -> None:
+        if what not in self._told_degraded:
+            self._told_degraded.add(what)
+            _log.error("autoheal is degraded: %s", text)
+            self._tell(News.DEGRADED, "", text, self._settings.defaults)
 
     def _finish(self) -> None:
         end = time.monotonic() + SHUTDOWN_SECONDS
         for thread in self._healing.values():
             thread.join(max(end - time.monotonic(), 0))
         self._take_results()
-        for container in self._healing:
-            _log.info("%s: its restart is under way; the engine finishes it", container[:12])
+        for subject in self._healing:
+            _log.info("%s: its heal is under way; it is finished at the next start", subject)
+        self._notifier.finish(end - time.monotonic())
         _log.info("stopped")
         logging.shutdown()
         os._exit(0)  # threads that wait for the engine are not waited for
+
+
+_PRESENT = {
+    Action.RESTART: "restarting",
+    Action.RECREATE: "making it anew",
+    Action.REDEPLOY: "redeploying",
+    Action.STOP: "stopping",
+}
+
+_PAST = {
+    Action.RESTART: "restarted",
+    Action.RECREATE: "recreated",
+    Action.REDEPLOY: "redeployed",
+    Action.STOP: "stopped",
+}
+
+
+def _is_of_interest(sighting: Sighting) -> bool:
+    """Whether a container without an incident may need one."""
+    return sighting.health is Health.UNHEALTHY or bool(sighting.complaint)
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < MINUTE_SECONDS else f"{seconds / 60:.0f} min"
 
 
 def own_container_id(mountinfo: str = "/proc/self/mountinfo") -> str | None:

@@ -6,9 +6,11 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from autoheal.decide import Sighting
-from autoheal.engine import Engine, EngineError, NoSuchContainerError
+from autoheal.engine import Engine, EngineError, GoneError
+from autoheal.incident import Sighting
 
 FIRST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 5.0
@@ -16,20 +18,33 @@ LONGEST_RETRY_SECONDS = 5.0
 _log = logging.getLogger("autoheal")
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A container is no more; its id."""
+
+    id: str
+
+
 class Watch:
     """Watches one engine in threads of its own, and puts what it sees into `sightings`.
 
-    Events tell at once. They are lost while nobody listens, so all unhealthy containers are
-    listed after each (re)connection, and every `interval` seconds besides.
+    Events tell at once. They are lost while nobody listens, so after each (re)connection, and
+    every `interval` seconds besides, all unhealthy containers are listed, and those looked at
+    that `also` names.
 
     Attributes:
         sightings: what was seen, oldest first.
         contact: when the engine last answered, in seconds of the monotonic clock; None if never.
+        lost_since: since when it does not, likewise; None while it does.
     """
 
-    def __init__(self, engine: Engine, label: str, interval: float) -> None:
-        self.sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
+    def __init__(
+        self, engine: Engine, label: str, interval: float, also: Callable[[], Iterable[str]]
+    ) -> None:
+        self.sightings: queue.SimpleQueue[Sighting | Gone | None] = queue.SimpleQueue()
         self.contact: float | None = None
+        self.lost_since: float | None = None
+        self._also = also
         self._engine, self._label, self._interval = engine, label, interval
         self._stopping = threading.Event()
 
@@ -44,13 +59,14 @@ class Watch:
         self.sightings.put(None)
 
     def look(self, container: str) -> None:
-        """Put this container's present state into `sightings`; one that is gone is left out."""
+        """Put this container's present state into `sightings`."""
+        seen: Sighting | Gone
         try:
-            sighting = self._engine.look(container)
-        except NoSuchContainerError:
-            return
+            seen = self._engine.look(container)
+        except GoneError:
+            seen = Gone(container)
         self.contact = time.monotonic()
-        self.sightings.put(sighting)
+        self.sightings.put(seen)
 
     def look_soon(self, container: str) -> None:
         """`look`, without waiting for the engine."""
@@ -71,6 +87,7 @@ class Watch:
                 _log.info("watching the Docker engine at %s", self._engine.url)
                 said, retry = "", FIRST_RETRY_SECONDS
                 self._list()  # after the stream is open: what happens in between is in both
+                self.lost_since = None
                 for container in events:
                     self.look(container)
                 problem = "the engine closed the connection"
@@ -78,6 +95,7 @@ class Watch:
                 problem = str(error)
             if self._stopping.is_set():
                 return
+            self.lost_since = self.lost_since or time.monotonic()
             if problem != said:
                 _log.warning("%s; trying again until it answers", problem)
                 said = problem
@@ -92,7 +110,7 @@ class Watch:
                 _log.debug("%s", error)  # `_follow` says it
 
     def _list(self) -> None:
-        containers = self._engine.unhealthy(self._label)
+        rows = self._engine.containers(self._label, health="unhealthy")
         self.contact = time.monotonic()
-        for container in containers:
+        for container in dict.fromkeys([*(row["Id"] for row in rows), *self._also()]):
             self.look(container)

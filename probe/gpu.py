@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeVar
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -199,6 +200,32 @@ def read(env: Mapping[str, str]) -> GpuReading:
     except pynvml.NVMLError as error:
         fault = faults.get(error.value, GpuFault.OTHER)
         return GpuReading(fault=fault, error=f"{where}: {error}")
+
+
+def processes() -> frozenset[int] | None:
+    """Ids of all processes that hold memory of a device, as the host numbers them.
+
+    None when NVML fails. Outside of the host's PID namespace they are nobody's one could name.
+    May hang on a sick driver.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            found: set[int] = set()
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                for ask in (
+                    pynvml.nvmlDeviceGetComputeRunningProcesses,
+                    pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+                ):
+                    found |= {row.pid for row in _given(pynvml, partial(ask, handle)) or ()}
+            return frozenset(found)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
 
 
 def _devices(nvml: Any, handle: Any) -> Iterator[GpuDevice]:

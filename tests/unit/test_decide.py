@@ -6,84 +6,196 @@ from dataclasses import replace
 
 import pytest
 
-from autoheal.decide import (
+from autoheal.decide import after_sighting, backoff, decide, not_before, outcome
+from autoheal.incident import (
+    SWARM_SERVICE_ID,
+    SWARM_SERVICE_NAME,
+    Action,
     Attempt,
     Health,
     Incident,
     Sighting,
-    Verb,
-    after_sighting,
-    backoff,
-    decide,
 )
 from autoheal.settings import Policy
 from probe.report import Reason, Verdict, render
 
-NOW = 1000.0
+NOW = 100_000.0
 WATCHED = Policy(watched=True)
 SICK = Sighting("c0ffee", "ollama", "running", Health.UNHEALTHY)
-FRESH = Incident()
+WELL = replace(SICK, health=Health.HEALTHY)
+FRESH = Incident("ollama", "c0ffee", opened=NOW)
+COMPOSE = {"com.docker.compose.project": "p", "com.docker.compose.service": "s"}
+OF_COMPOSE = replace(SICK, labels=COMPOSE)
+SWARM = replace(SICK, name="s.1.x", labels={SWARM_SERVICE_ID: "x", SWARM_SERVICE_NAME: "s"})
+RESTART, RECREATE, REDEPLOY = Action.RESTART, Action.RECREATE, Action.REDEPLOY
+LADDER = (RESTART, RESTART, RECREATE, REDEPLOY)
 
 
 def line(reason: Reason, healthy: bool = False) -> str:
     return render(Verdict(healthy, reason, "words"))
 
 
-def tried(ago: float, error: str | None = None, left_stopped: str | None = None) -> Incident:
-    return Incident((Attempt(NOW - ago, error, left_stopped),))
+def tried(*rungs: int, ago: float = 10_000, error: str | None = None) -> Incident:
+    """An incident with attempts at these rungs, the last of which ended so long ago."""
+    attempts = tuple(Attempt(NOW - ago, LADDER[r], r, NOW - ago, error) for r in rungs)
+    return replace(FRESH, opened=NOW - ago, attempts=attempts)
+
+
+def left_stopped(ago: float) -> Incident:
+    attempt = Attempt(NOW - ago, RESTART, 0, NOW - ago, "no", "a")
+    return replace(FRESH, attempts=(attempt,))
 
 
 @pytest.mark.parametrize(
     ("sighting", "incident", "policy", "verb"),
     [
-        (SICK, FRESH, WATCHED, "restart"),
+        (SICK, FRESH, WATCHED, "act"),
         (SICK, FRESH, Policy(watched=False), "ignore"),
         # what its own check says
-        (replace(SICK, line="feeling sick"), FRESH, WATCHED, "restart"),
-        (replace(SICK, line=line(Reason.STALLED)), FRESH, WATCHED, "restart"),
-        (replace(SICK, line=line(Reason.API_DOWN)), FRESH, WATCHED, "restart"),
-        (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "restart"),
-        (replace(SICK, line=line(Reason.MODEL_MISSING)), FRESH, WATCHED, "tell"),
-        (replace(SICK, line=line(Reason.MISCONFIGURED)), FRESH, WATCHED, "tell"),
-        (replace(SICK, line=line(Reason.VRAM_TAKEN)), FRESH, WATCHED, "tell"),
+        (replace(SICK, line="feeling sick"), FRESH, WATCHED, "act"),
+        (replace(SICK, line=line(Reason.STALLED)), FRESH, WATCHED, "act"),
+        (replace(SICK, line=line(Reason.API_DOWN)), FRESH, WATCHED, "act"),
+        (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "act"),
+        (replace(SICK, line=line(Reason.MODEL_MISSING)), FRESH, WATCHED, "ask"),
+        (replace(SICK, line=line(Reason.MISCONFIGURED)), FRESH, WATCHED, "ask"),
+        (replace(SICK, line=line(Reason.VRAM_TAKEN)), FRESH, WATCHED, "ask"),
         (replace(SICK, line=line(Reason.LOADING)), FRESH, WATCHED, "tell"),
         # never one that is well, or that somebody has in hand
-        (replace(SICK, health=Health.HEALTHY), FRESH, WATCHED, "ignore"),
+        (WELL, FRESH, WATCHED, "ignore"),
         (replace(SICK, health=Health.STARTING), FRESH, WATCHED, "ignore"),
         (replace(SICK, health=Health.NONE), FRESH, WATCHED, "ignore"),
+        (replace(SICK, state="created"), FRESH, WATCHED, "ignore"),
         (replace(SICK, state="exited"), FRESH, WATCHED, "ignore"),
         (replace(SICK, state="paused"), FRESH, WATCHED, "ignore"),
         (replace(SICK, state="restarting"), FRESH, WATCHED, "ignore"),
         (replace(SICK, state="removing"), FRESH, WATCHED, "ignore"),
-        (replace(SICK, id="self"), FRESH, WATCHED, "ignore"),
-        (replace(SICK, labels={"com.docker.swarm.service.id": "x"}), FRESH, WATCHED, "ignore"),
+        # over a limit of its resources
+        (replace(WELL, complaint="over_limit"), FRESH, WATCHED, "act"),
+        (replace(WELL, health=Health.NONE, complaint="over_limit"), FRESH, WATCHED, "act"),
+        (replace(WELL, health=Health.STARTING, complaint="x"), FRESH, WATCHED, "ignore"),
+        (replace(WELL, state="paused", complaint="over_limit"), FRESH, WATCHED, "ignore"),
         # not at once again
-        (SICK, tried(9), WATCHED, "wait"),
-        (SICK, tried(11), WATCHED, "restart"),
-        # a restart that left it stopped is ours to finish; a person's stop is not
-        (replace(SICK, state="exited", finished_at="a"), tried(11, "no", "a"), WATCHED, "restart"),
-        (replace(SICK, state="exited", finished_at="a"), tried(1, "no", "a"), WATCHED, "wait"),
-        (replace(SICK, state="exited", finished_at="b"), tried(11, "no", "a"), WATCHED, "ignore"),
+        (SICK, tried(0, ago=9), WATCHED, "wait"),
+        (SICK, tried(0, ago=13), WATCHED, "act"),
+        # a clock that was set back is no reason to wait for hours
+        (SICK, tried(0, ago=-100_000), WATCHED, "act"),
+        # an attempt that left it stopped is ours to follow; a person's stop is not
+        (replace(SICK, state="exited", finished_at="a"), left_stopped(13), WATCHED, "act"),
+        (replace(SICK, state="exited", finished_at="a"), left_stopped(1), WATCHED, "wait"),
+        (replace(SICK, state="exited", finished_at="b"), left_stopped(13), WATCHED, "ignore"),
+        # its own wishes
+        (SICK, FRESH, replace(WATCHED, action=Action.NONE), "ask"),
+        (SICK, FRESH, replace(WATCHED, dry_run=True), "tell"),
+        (SICK, FRESH, replace(WATCHED, delay=30), "wait"),
+        (SICK, replace(FRESH, opened=NOW - 31), replace(WATCHED, delay=30), "act"),
+        # Swarm has the first try
+        (SWARM, FRESH, WATCHED, "wait"),
+        (SWARM, replace(FRESH, opened=NOW - 11), WATCHED, "act"),
+        # the end
+        (SICK, tried(0, 1, 2), WATCHED, "give up"),
+        (OF_COMPOSE, tried(0, 1, 2), WATCHED, "act"),
+        (OF_COMPOSE, tried(0, 1, 2, 3), WATCHED, "give up"),
+        (SICK, replace(tried(0), given_up=True), WATCHED, "tell"),
+        # the budget counts closed incidents too, and only the window
+        (SICK, replace(FRESH, spent=(NOW - 60,) * 10), WATCHED, "give up"),
+        (SICK, replace(FRESH, spent=(NOW - 3601,) * 10), WATCHED, "act"),
+        (SICK, tried(0), replace(WATCHED, action=RESTART, max_attempts=1), "act"),
+        (SICK, tried(0, ago=60), replace(WATCHED, action=RESTART, max_attempts=1), "give up"),
+        # nothing that could be done to it
+        (SWARM, FRESH, replace(WATCHED, ladder=(RESTART,)), "ask"),
+        (replace(SICK, auto_remove=True), FRESH, replace(WATCHED, action=RECREATE), "ask"),
+        (SICK, FRESH, replace(WATCHED, action=REDEPLOY), "ask"),
     ],
 )
 def test_a_sighting_is_decided(
     sighting: Sighting, incident: Incident, policy: Policy, verb: str
 ) -> None:
-    decision = decide(sighting, incident, policy, "self", NOW)
-    assert decision.verb is Verb(verb), decision.why
+    decision = decide(sighting, incident, policy, NOW)
+    assert decision.verb == verb, decision.why
 
 
-def test_the_wait_doubles_up_to_ten_minutes() -> None:
-    assert [backoff(n) for n in (0, 1, 2, 3, 7, 50)] == [0, 10, 20, 40, 600, 600]
+@pytest.mark.parametrize(
+    ("sighting", "incident", "policy", "action", "rung"),
+    [
+        (SICK, FRESH, WATCHED, "restart", 0),
+        (SICK, tried(0), WATCHED, "restart", 1),
+        (SICK, tried(0, 1), WATCHED, "recreate", 2),
+        (OF_COMPOSE, tried(0, 1, 2), WATCHED, "redeploy", 3),
+        # only a new container finds a lost GPU again
+        (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "recreate", 2),
+        (replace(SICK, line=line(Reason.CPU_FALLBACK)), tried(0), WATCHED, "recreate", 2),
+        (replace(OF_COMPOSE, line=line(Reason.GPU_LOST)), tried(2), WATCHED, "redeploy", 3),
+        # where there is nothing stronger, what there is
+        (
+            *(replace(SICK, line=line(Reason.GPU_LOST)), FRESH),
+            *(replace(WATCHED, action=RESTART), "restart", 0),
+        ),
+        (replace(SICK, line=line(Reason.GPU_LOST), auto_remove=True), FRESH, WATCHED, "restart", 0),
+        # what cannot be done to it is stepped over
+        (replace(SICK, auto_remove=True), FRESH, replace(WATCHED, ladder=LADDER[2:]), None, 0),
+        (replace(SWARM, name="s"), tried(0), WATCHED, "redeploy", 3),
+        (SICK, tried(0, 0, 0), replace(WATCHED, ladder=(RESTART, Action.STOP)), "stop", 1),
+    ],
+)
+def test_the_ladder_is_climbed(
+    sighting: Sighting, incident: Incident, policy: Policy, action: str | None, rung: int
+) -> None:
+    decision = decide(sighting, incident, policy, NOW)
+    assert (decision.action, decision.rung) == (action or Action.NONE, rung), decision.why
 
 
-def test_a_wait_says_when_it_ends() -> None:
-    assert decide(SICK, tried(4), WATCHED, None, NOW).until == NOW + 6
+def test_autoheal_itself_is_left_alone_unless_told() -> None:
+    assert decide(SICK, FRESH, WATCHED, NOW, itself=True).verb == "ignore"
+    assert decide(SICK, FRESH, replace(WATCHED, itself=True), NOW, itself=True).verb == "act"
 
 
-def test_an_incident_is_over_when_the_container_stayed_healthy_for_a_minute() -> None:
-    well = replace(SICK, health=Health.HEALTHY)
-    incident = after_sighting(tried(5), well, NOW)
-    assert incident.attempts
-    assert after_sighting(incident, SICK, NOW + 59).attempts
-    assert after_sighting(incident, SICK, NOW + 61) == Incident()
+def test_a_pause_is_waited_for() -> None:
+    decision = decide(SICK, FRESH, WATCHED, NOW, paused_until=NOW + 500)
+    assert (decision.verb, decision.until) == ("wait", NOW + 500)
+
+
+def test_the_wait_doubles_up_to_ten_minutes_and_a_quarter() -> None:
+    for attempts, least in ((1, 10), (2, 20), (3, 40), (7, 600), (5000, 600)):
+        assert least <= backoff(attempts, 10, "ollama") <= least * 1.25
+    assert backoff(1, 3600, "ollama") >= 3600
+
+
+def test_what_fell_sick_together_is_not_tried_again_together() -> None:
+    assert len({backoff(1, 10, f"c{n}") for n in range(100)}) == 100
+
+
+def test_a_wait_is_counted_from_the_end_of_the_attempt() -> None:
+    slow = replace(FRESH, attempts=(Attempt(NOW - 100, RESTART, 0, NOW - 4),))
+    assert not_before(SICK, slow, WATCHED) == NOW - 4 + backoff(1, 10, "ollama")
+
+
+@pytest.mark.parametrize(
+    ("incident", "sighting", "how"),
+    [
+        (replace(tried(0), healthy_since=NOW - 61), WELL, "healed"),
+        (replace(tried(0), healthy_since=NOW - 61), SICK, "healed"),
+        (replace(tried(0), healthy_since=NOW - 59), WELL, None),
+        (tried(0), WELL, None),
+        (replace(FRESH, healthy_since=NOW - 61), WELL, "recovered"),
+        (replace(tried(0), given_up=True, healthy_since=NOW - 61), WELL, "recovered"),
+        (tried(0), replace(SICK, id="other"), "replaced"),
+        (tried(0), replace(SWARM, id="other"), None),
+    ],
+)
+def test_an_incident_is_over_when_it_stayed_well_or_was_made_anew(
+    incident: Incident, sighting: Sighting, how: str | None
+) -> None:
+    assert outcome(incident, sighting, WATCHED, NOW) == how
+
+
+def test_a_relapse_before_it_has_settled_belongs_to_the_same_incident() -> None:
+    well = after_sighting(tried(0), WELL, NOW)
+    assert well.healthy_since == NOW
+    assert after_sighting(well, WELL, NOW + 5) is well
+    sick = after_sighting(well, SICK, NOW + 30)
+    assert sick.healthy_since is None
+    assert sick.attempts == tried(0).attempts
+
+
+def test_one_over_a_limit_is_not_well() -> None:
+    assert after_sighting(tried(0), replace(WELL, complaint="x"), NOW).healthy_since is None

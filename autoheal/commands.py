@@ -1,0 +1,157 @@
+"""What `autoheal status` and `autoheal history` show: as data, and as a table for a person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from autoheal.decide import reason_of, spent_since
+from autoheal.engine import Engine, GoneError
+from autoheal.incident import Incident
+from autoheal.ledger import Entry, Ledger
+from autoheal.settings import Settings, policy
+from probe.report import parse
+
+_COLOURS = {"healthy": "green", "unhealthy": "red", "starting": "yellow"}
+_CELL = 48
+
+
+def status(engine: Engine, ledger: Ledger, settings: Settings) -> list[dict[str, Any]]:
+    """Each watched container: health, reason, last action, budget left; by name.
+
+    Raises:
+        EngineError: when the engine does not answer.
+    """
+    now = time.time()
+    open_incidents = {one.subject: one for one in ledger.open_incidents()}
+    last = {e.subject: e for e in reversed(ledger.history(None, 1000)) if e.attempts}
+    rows = []
+    for row in engine.containers(settings.label_filter):
+        try:
+            seen = engine.look(row["Id"])
+        except GoneError:
+            continue
+        rules = policy(seen.labels, settings)
+        if not rules.watched:
+            continue
+        incident = open_incidents.get(seen.subject) or Incident(
+            seen.subject, spent=ledger.spent(seen.subject, now - rules.window)
+        )
+        verdict = parse(seen.line)
+        attempt = last[seen.subject].attempts[-1] if seen.subject in last else None
+        rows.append(
+            {
+                "container": seen.name,
+                "id": seen.id[:12],
+                "state": seen.state,
+                "health": seen.health,
+                "reason": verdict.reason if verdict else None,
+                "line": reason_of(seen) if seen.line else None,
+                "last_action": attempt.action if attempt else None,
+                "last_action_at": attempt.at if attempt else None,
+                "last_action_error": attempt.error if attempt else None,
+                "attempts_left": max(
+                    rules.max_attempts - spent_since(incident, now - rules.window), 0
+                ),
+                "given_up": incident.given_up,
+                "incident_since": incident.opened or None,
+                "paused_until": ledger.paused_until(seen.subject, now),
+            }
+        )
+    return sorted(rows, key=lambda one: str(one["container"]))
+
+
+def status_table(rows: Sequence[dict[str, Any]]) -> str:
+    """`status` for a person."""
+    if not rows:
+        return "No container is watched: label one with autoheal=true (docs/configuration.md)."
+    now = time.time()
+    cells = []
+    for row in rows:
+        health = row["health"] if row["state"] == "running" else row["state"]
+        last = row["last_action"] or "-"
+        if row["last_action_at"]:
+            failed = " (failed)" if row["last_action_error"] else ""
+            last = f"{last} {ago(now - row['last_action_at'])} ago{failed}"
+        left = str(row["attempts_left"])
+        if row["given_up"]:
+            left = "given up"
+        if row["paused_until"]:
+            left += f", paused for {ago(row['paused_until'] - now)}"
+        cells.append(
+            [row["container"], health, row["reason"] or _cut(row["line"] or "-"), last, left]
+        )
+    return table(["CONTAINER", "HEALTH", "REASON", "LAST ACTION", "ATTEMPTS LEFT"], cells)
+
+
+def history(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Past and present incidents, newest first, with their attempts and steps."""
+    return [
+        {
+            **asdict(entry),
+            "attempts": [
+                {
+                    **asdict(attempt),
+                    "steps": [
+                        {"at": at, "container": name, "step": step} for at, name, step in steps
+                    ],
+                }
+                for attempt, steps in zip(entry.attempts, entry.steps, strict=True)
+            ],
+            "steps": None,
+        }
+        for entry in entries
+    ]
+
+
+def history_text(entries: Sequence[Entry]) -> str:
+    """`history` for a person."""
+    if not entries:
+        return "Nothing has happened yet."
+    lines = []
+    for entry in entries:
+        end = "open" if entry.closed is None else f"{entry.outcome} {moment(entry.closed)}"
+        if entry.given_up:
+            end += ", given up"
+        lines.append(f"{moment(entry.opened)}  {click.style(entry.subject, bold=True)}  [{end}]")
+        lines.append(f"    {entry.why}")
+        for attempt, steps in zip(entry.attempts, entry.steps, strict=True):
+            took = "under way" if attempt.ended is None else f"{attempt.ended - attempt.at:.1f} s"
+            failed = f", failed: {attempt.error}" if attempt.error else ""
+            lines.append(f"    {moment(attempt.at)}  {attempt.action}, {took}{failed}")
+            for at, name, step in steps:
+                lines.append(f"        +{at - attempt.at:6.2f} s  {name}: {step}")
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, each as wide as it must be."""
+    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if row is not head and row[1] in _COLOURS:
+            padded[1] = click.style(padded[1], fg=_COLOURS[row[1]])
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def moment(seconds: float) -> str:
+    """A time of the wall clock for a person, in this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def ago(seconds: float) -> str:
+    """A span of time for a person, in one unit."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

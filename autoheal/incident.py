@@ -1,0 +1,135 @@
+"""The plain data of healing: what is seen, what is done about it, what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+SWARM_SERVICE_ID = "com.docker.swarm.service.id"
+SWARM_SERVICE_NAME = "com.docker.swarm.service.name"
+STACK = "com.docker.stack.namespace"
+COMPOSE_PROJECT = "com.docker.compose.project"
+COMPOSE_SERVICE = "com.docker.compose.service"
+COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
+
+
+class Health(StrEnum):
+    """A container's health as Docker reports it."""
+
+    NONE = "none"
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+class Action(StrEnum):
+    """What may be done about a container, from the mildest to the strongest."""
+
+    NONE = "none"
+    RESTART = "restart"
+    RECREATE = "recreate"
+    REDEPLOY = "redeploy"
+    STOP = "stop"
+
+
+class News(StrEnum):
+    """What people are told of."""
+
+    HEALED = "healed"
+    FAILED = "failed"
+    GIVEN_UP = "given_up"
+    OPERATOR = "operator"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One container at one moment.
+
+    Attributes:
+        id: its full id.
+        name: without the leading slash.
+        state: Docker's word: running, paused, restarting, exited, ...
+        health: as its HEALTHCHECK says.
+        line: the output of its last check.
+        started_at: when it last started, as Docker writes it.
+        finished_at: when it last stopped, as Docker writes it.
+        labels: all of them.
+        auto_remove: it goes away when it stops (`docker run --rm`).
+        complaint: which of the limits of its resources it is over; empty when it is over none.
+    """
+
+    id: str
+    name: str
+    state: str
+    health: Health
+    line: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    auto_remove: bool = False
+    complaint: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What an incident is about: the container by its name, or its Swarm service by its."""
+        return self.labels.get(SWARM_SERVICE_NAME, self.name) if self.is_swarm_task else self.name
+
+    @property
+    def is_swarm_task(self) -> bool:
+        return SWARM_SERVICE_ID in self.labels
+
+    @property
+    def is_of_compose(self) -> bool:
+        return COMPOSE_PROJECT in self.labels and COMPOSE_SERVICE in self.labels
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at healing.
+
+    Attributes:
+        at: when it began, in seconds of the wall clock: it must outlive a restart.
+        action: what was done.
+        rung: where on the ladder that stood, from 0.
+        ended: when it was over; None while it is under way.
+        error: why it failed; None when it did not.
+        left_stopped: the container's `finished_at`, when the failure left it stopped.
+    """
+
+    at: float
+    action: Action = Action.RESTART
+    rung: int = 0
+    ended: float | None = None
+    error: str | None = None
+    left_stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Incident:
+    """What was seen and done since a container was last well.
+
+    Attributes:
+        subject: the container's name, or that of its Swarm service.
+        container: the id of the container that was last seen or made.
+        opened: when it was first seen unhealthy, in seconds of the wall clock.
+        why: the reason then, in words.
+        attempts: oldest first.
+        spent: when earlier attempts at the same subject began, in incidents that are over.
+        healthy_since: since when it is seen healthy again; None if it is not.
+        given_up: no more is tried until it has been well.
+        told: what was already said of it, so that it is said once.
+        id: of its row in the ledger; 0 before it has one.
+    """
+
+    subject: str
+    container: str = ""
+    opened: float = 0.0
+    why: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    spent: tuple[float, ...] = ()
+    healthy_since: float | None = None
+    given_up: bool = False
+    told: frozenset[str] = frozenset()
+    id: int = 0

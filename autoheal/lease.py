@@ -1,0 +1,143 @@
+"""Two supervisors on one engine do not both heal: an incident belongs to one of them.
+
+The lease lies in the engine, since two supervisors that share an engine need not share a ledger.
+It is a volume: making one is the engine's only call that is atomic, tells whether somebody was
+first, needs no image, and can carry words (labels). There are such volumes only during incidents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+
+from autoheal.engine import Engine, EngineError
+
+SECONDS = 900.0
+"""For how long a lease holds: longer than any backoff. A holder that is known to be dead loses it
+at once."""
+
+_SUBJECT, _HOLDER, _UNTIL = "autoheal.lease", "autoheal.lease.holder", "autoheal.lease.until"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One life of one supervisor.
+
+    Attributes:
+        host: the name of its machine or container.
+        container: the id of its container; empty outside of one.
+        boot: the kernel's boot id.
+        pid: its process id.
+        started: when that process started, in clock ticks since the boot.
+    """
+
+    host: str
+    container: str
+    boot: str
+    pid: int
+    started: str
+
+    @classmethod
+    def this_process(cls, container: str | None) -> Holder:
+        """The life that calls this."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), container or "", _boot(), pid, _started(pid) or "")
+
+
+class Leases:
+    """The leases of one supervisor."""
+
+    def __init__(self, engine: Engine, holder: Holder) -> None:
+        self._engine, self._holder = engine, holder
+        self._held: dict[str, str] = {}
+
+    def take(self, subject: str) -> float | None:
+        """Take or renew the lease of a subject.
+
+        Returns:
+            None when it is ours now; else until when another holds it, in seconds of the wall
+            clock.
+
+        Raises:
+            EngineError: when the engine does not say.
+        """
+        now = time.time()
+        number = 1
+        old: list[str] = []
+        if subject in self._held or not self._create(subject, number, now):
+            number = 0
+            for name, labels in self._engine.claims(f"{_SUBJECT}={subject}").items():
+                generation = int(name.rpartition("-")[2])
+                old.append(name)
+                if generation > number:
+                    number, newest = generation, labels
+            if number and not self._may_take(newest, now):
+                return float(newest[_UNTIL])
+            number += 1
+            if not self._create(subject, number, now):
+                return now + 1  # somebody was faster
+        self._held[subject] = _name(subject, number)
+        for name in old:
+            self._drop(name)
+        return None
+
+    def give_back(self, subject: str) -> None:
+        """The incident is over."""
+        name = self._held.pop(subject, None)
+        if name is not None:
+            self._drop(name)
+
+    def _create(self, subject: str, number: int, now: float) -> bool:
+        holder = json.dumps(asdict(self._holder))
+        labels = {_SUBJECT: subject, _HOLDER: holder, _UNTIL: f"{now + SECONDS:.3f}"}
+        return self._engine.claim(_name(subject, number), labels) == labels
+
+    def _drop(self, name: str) -> None:
+        with suppress(EngineError):  # it runs out by itself
+            self._engine.unclaim(name)
+
+    def _may_take(self, labels: dict[str, str], now: float) -> bool:
+        try:
+            until = float(labels[_UNTIL])
+            holder = Holder(**json.loads(labels[_HOLDER]))
+        except (LookupError, ValueError, TypeError):
+            return True  # not written by us
+        return now >= until or holder == self._holder or self._is_dead(holder)
+
+    def _is_dead(self, other: Holder) -> bool:
+        """Whether a holder certainly lives no more."""
+        mine = self._holder
+        if other.container:
+            if other.container == mine.container:
+                return True  # an earlier life of this container
+            found = self._engine.find(other.container)
+            return found is None or not found["State"]["Running"]
+        if mine.container or other.host != mine.host:
+            return False  # nothing to see from here
+        return other.boot != mine.boot or _started(other.pid) != other.started
+
+
+def _name(subject: str, number: int) -> str:
+    return f"autoheal-lease-{sha256(subject.encode()).hexdigest()[:16]}-{number}"
+
+
+def _boot() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started; None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None

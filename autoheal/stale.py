@@ -1,0 +1,109 @@
+"""Processes of a container that hold VRAM after it has stopped, and how they are ended.
+
+Only where the host's PID namespace and NVML are given. A process is known by its cgroup, never by
+its name, and by when it started, so that no other one is ever taken for it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from probe import gpu
+
+HOST_PID_NAMESPACE = "pid:[4026531836]"
+"""The kernel's first PID namespace always has this number (PROC_PID_INIT_INO)."""
+
+NVML_SECONDS = 3.0
+TERM_SECONDS = 5.0
+KILL_SECONDS = 5.0
+
+Holder = tuple[int, str]
+"""A process id, and when that process started in clock ticks since the boot."""
+
+
+def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
+    """The processes of a container that hold VRAM; None where that cannot be seen."""
+    if not _sees_the_host(proc) or not gpu.has_driver_library(os.environ):
+        return None
+    pids = _holding_vram()
+    if pids is None:
+        return None
+    return [
+        (pid, started)
+        for pid in sorted(pids)
+        if container in _cgroups(pid, proc) and (started := _started(pid, proc)) is not None
+    ]
+
+
+def end(container: str, before: Sequence[Sequence[object]], proc: str = "/proc") -> list[str]:
+    """End what of a stopped container still holds VRAM: SIGTERM, then SIGKILL.
+
+    Args:
+        container: its id.
+        before: what `holders` said while it ran; also who has left its cgroup since is known so.
+        proc: where the processes are seen.
+
+    Returns:
+        A description of each process that was ended.
+    """
+    known = {(one[0], one[1]) for one in before}
+    ended = []
+    for pid in sorted(_holding_vram() or ()):
+        started = _started(pid, proc)
+        if (pid, started) in known or (started and container in _cgroups(pid, proc)):
+            with suppress(OSError):  # it has ended by itself
+                ended.append(_end(pid, started, proc))
+    return ended
+
+
+def _end(pid: int, started: str | None, proc: str) -> str:
+    handle = os.pidfd_open(pid)
+    try:
+        if _started(pid, proc) != started:
+            raise ProcessLookupError(pid)
+        what = f"process {pid}"
+        for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
+            signal.pidfd_send_signal(handle, number)
+            if select.select([handle], [], [], seconds)[0]:
+                return f"{what} with {number.name}"
+        return f"{what} in vain: it survives {signal.SIGKILL.name}"
+    finally:
+        os.close(handle)
+
+
+def _holding_vram() -> frozenset[int] | None:
+    """Process ids that NVML names; None when it does not answer. On a sick driver it may hang."""
+    found: list[frozenset[int] | None] = []
+    thread = threading.Thread(target=lambda: found.append(gpu.processes()), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + NVML_SECONDS
+    thread.join(max(deadline - time.monotonic(), 0))
+    return found[0] if found else None
+
+
+def _sees_the_host(proc: str) -> bool:
+    with suppress(OSError):
+        return os.readlink(f"{proc}/self/ns/pid") == HOST_PID_NAMESPACE
+    return False
+
+
+def _cgroups(pid: int, proc: str) -> str:
+    try:
+        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _started(pid: int, proc: str) -> str | None:
+    try:
+        with open(f"{proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
