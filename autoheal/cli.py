@@ -213,8 +213,10 @@ def drill(
     """
     from autoheal import drill as drills
 
-    settings, engine, _ = _open(flags)
+    settings, engine, ledger = _open(flags)
     _must_be_alive(settings)
+    if ledger.paused_until(name, time.time()) is not None:
+        raise click.ClickException(f"nobody would heal it: {name} is paused (autoheal resume)")
     if not yes:
         if not sys.stdin.isatty():
             raise click.ClickException(f"drill breaks {name} on purpose; say --yes if you mean it")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 from autoheal.engine import Neighbour
-from autoheal.incident import COMPOSE_ONE_OFF, COMPOSE_PROJECT, COMPOSE_SERVICE
+from autoheal.incident import COMPOSE_PROJECT, COMPOSE_SERVICE, is_of_compose
 
 DEPENDS_ON = "com.docker.compose.depends_on"
 GROUP = "autoheal.group"
@@ -68,23 +68,18 @@ def _dependencies(
     neighbours: Sequence[Neighbour], replaced: Mapping[str, str]
 ) -> dict[str, set[str]]:
     """For each container the ids of those with which it must be brought back."""
-    of_service: dict[tuple[str | None, str], set[str]] = {}
+    of_service: dict[tuple[str, str], set[str]] = {}
     for one in neighbours:
-        if not _is_one_off(one):
-            key = (one.labels.get(COMPOSE_PROJECT), one.labels.get(COMPOSE_SERVICE, ""))
+        if is_of_compose(one.labels):
+            key = one.labels[COMPOSE_PROJECT], one.labels[COMPOSE_SERVICE]
             of_service.setdefault(key, set()).add(one.id)
     depends = {}
     for one in neighbours:
         on = {replaced.get(shared, shared) for shared in one.shares}
-        if COMPOSE_PROJECT in one.labels and not _is_one_off(one):
+        if is_of_compose(one.labels):
             for entry in one.labels.get(DEPENDS_ON, "").split(","):
                 service, _, rest = entry.partition(":")
                 if rest.lower().endswith(":true"):
                     on |= of_service.get((one.labels[COMPOSE_PROJECT], service), set())
         depends[one.id] = on - {one.id}
     return depends
-
-
-def _is_one_off(one: Neighbour) -> bool:
-    """Made by `docker compose run`: nobody's service."""
-    return one.labels.get(COMPOSE_ONE_OFF, "").lower() == "true"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from autoheal import stale
 from autoheal.engine import (
@@ -34,6 +34,7 @@ from autoheal.incident import (
     SWARM_SERVICE_ID,
     Action,
     Sighting,
+    is_of_compose,
 )
 from autoheal.ledger import Ledger, Operation
 from autoheal.recipe import recipe, sources_of_volumes
@@ -45,7 +46,7 @@ STAYS_UP_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """How often an engine that does not answer is asked again in mid-operation."""
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 3.0
 """How long an engine may take to carry out what it was asked for, beside the stop timeout."""
 
 FOLLOWER_STOP_SECONDS = 10
@@ -94,7 +95,8 @@ def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> 
         of_service = [
             (row["Names"][0].lstrip("/"), row["Id"])
             for row in engine.containers(f"{COMPOSE_PROJECT}={mine[COMPOSE_PROJECT]}")
-            if mine.items() <= (row["Labels"] or {}).items()
+            if is_of_compose(row["Labels"] or {})
+            and mine.items() <= row["Labels"].items()
             and (row["State"] == "running" or row["Id"] == sighting.id)
         ]
         return [
@@ -236,29 +238,31 @@ class Healer:
             engine.stop(container, timeout)
             operation = self._clear(operation, container)
             operation = self._ledger.step(operation, "start")
-        if operation.step == "start" or not self._was_carried_out(operation):
+        if operation.step == "start":
             engine.start(container)
+            return operation
+        came = self._what_came_of(operation)
+        if came == "stopped":
+            engine.start(container)
+        elif came == "nothing" and operation.facts.get("follows"):
+            engine.restart(container, timeout)
+        elif came == "nothing":
+            raise HealError("the engine was asked for a restart, and nothing came of it")
         return operation
 
-    def _was_carried_out(self, operation: Operation) -> bool:
-        """Wait for a restart that was asked of the engine by a call whose answer was lost.
-
-        Returns:
-            False when the container was stopped by it, and not started again.
-
-        Raises:
-            HealError: when nothing came of it.
-        """
+    def _what_came_of(self, operation: Operation) -> Literal["restarted", "stopped", "nothing"]:
+        """What came of a restart that was asked of the engine, by a call whose answer was lost."""
         asked = float(operation.facts["at"])
         patience = operation.facts["stop_timeout"] + ANSWER_SECONDS
         while True:
             state = self._engine.inspect(operation.facts["id"])["State"]
             if seconds_of(state["StartedAt"]) >= asked:
-                return True
-            if state["Status"] in ("exited", "dead", "created"):
-                return not asked <= seconds_of(state["FinishedAt"]) <= asked + patience
+                return "restarted"
+            if state["Status"] in ("exited", "dead"):
+                ours = asked <= seconds_of(state["FinishedAt"]) <= asked + patience
+                return "stopped" if ours else "restarted"  # a person stopped it since
             if not asked <= time.time() <= asked + patience:
-                raise HealError("the engine was asked for a restart, and nothing came of it")
+                return "nothing"
             time.sleep(RETRY_SECONDS)
 
     def _stop(self, operation: Operation) -> Operation:

@@ -11,6 +11,9 @@ SWARM_SERVICE_NAME = "com.docker.swarm.service.name"
 STACK = "com.docker.stack.namespace"
 COMPOSE_PROJECT = "com.docker.compose.project"
 COMPOSE_SERVICE = "com.docker.compose.service"
+COMPOSE_NUMBER = "com.docker.compose.container-number"
+"""Only containers that Compose made have it; the others come with an image that it built, too."""
+
 COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
 
 
@@ -82,7 +85,13 @@ class Sighting:
 
     @property
     def is_of_compose(self) -> bool:
-        return COMPOSE_PROJECT in self.labels and COMPOSE_SERVICE in self.labels
+        return is_of_compose(self.labels)
+
+
+def is_of_compose(labels: Mapping[str, str]) -> bool:
+    """Whether a container is one of a Compose service (and not of `docker compose run`)."""
+    needed = {COMPOSE_PROJECT, COMPOSE_SERVICE, COMPOSE_NUMBER}
+    return needed <= labels.keys() and labels.get(COMPOSE_ONE_OFF, "").lower() != "true"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -54,7 +55,7 @@ class Leases:
 
     def __init__(self, engine: Engine, holder: Holder) -> None:
         self._engine, self._holder = engine, holder
-        self._held: dict[str, str] = {}
+        self._held: set[str] = set()
 
     def take(self, subject: str) -> float | None:
         """Take or renew the lease of a subject.
@@ -81,25 +82,35 @@ class Leases:
             number += 1
             if not self._create(subject, number, now):
                 return now + 1  # somebody was faster
-        self._held[subject] = _name(subject, number)
-        for name in old:
-            self._drop(name)
+        self._held.add(subject)
+        with suppress(EngineError):
+            for name in old:
+                self._engine.unclaim(name)
         return None
 
     def give_back(self, subject: str) -> None:
-        """The incident is over."""
-        name = self._held.pop(subject, None)
-        if name is not None:
-            self._drop(name)
+        """The incident is over: nobody holds it any more, nor does an earlier life of ours."""
+        self._held.discard(subject)
+        with suppress(EngineError):  # it runs out by itself
+            for name, labels in self._engine.claims(f"{_SUBJECT}={subject}").items():
+                if self._may_take(labels, time.time()):
+                    self._engine.unclaim(name)
+
+    def drop_orphans(self, subjects: Collection[str]) -> None:
+        """Drop the leases of the dead, but those of incidents that are open here.
+
+        Raises:
+            EngineError: when the engine does not say which there are.
+        """
+        for name, labels in self._engine.claims(_SUBJECT).items():
+            if labels[_SUBJECT] not in subjects and self._may_take(labels, time.time()):
+                with suppress(EngineError):
+                    self._engine.unclaim(name)
 
     def _create(self, subject: str, number: int, now: float) -> bool:
         holder = json.dumps(asdict(self._holder))
         labels = {_SUBJECT: subject, _HOLDER: holder, _UNTIL: f"{now + SECONDS:.3f}"}
         return self._engine.claim(_name(subject, number), labels) == labels
-
-    def _drop(self, name: str) -> None:
-        with suppress(EngineError):  # it runs out by itself
-            self._engine.unclaim(name)
 
     def _may_take(self, labels: dict[str, str], now: float) -> bool:
         try:

@@ -416,13 +416,13 @@ class Ledger:
         """
         try:
             spare = _connect(self._spare)
-            with suppress(OSError):
-                has_all = spare.execute("PRAGMA application_id").fetchone()[0] == _HAS_ALL
-                if has_all or not os.path.getsize(self._path):
-                    main = sqlite3.connect(self._path)
-                    spare.backup(main)
-                    main.execute("PRAGMA application_id = 0")
-                    main.close()
+            has_all = spare.execute("PRAGMA application_id").fetchone()[0] == _HAS_ALL
+            there = os.path.exists(self._path) and os.path.getsize(self._path) > 0
+            if has_all or not there:
+                main = sqlite3.connect(self._path)
+                spare.backup(main)
+                main.execute("PRAGMA application_id = 0")
+                main.close()
             spare.close()
         except sqlite3.OperationalError as error:
             self.problem = (

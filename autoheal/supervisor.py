@@ -265,9 +265,9 @@ class Supervisor:
         self._incidents.pop(incident.subject, None)
         self._later.pop(incident.subject, None)
         self._turns.pop(incident.subject, None)
-        threading.Thread(
-            target=self._leases.give_back, args=(incident.subject,), daemon=True
-        ).start()
+        if incident.attempts:
+            give_back = partial(self._leases.give_back, incident.subject)
+            threading.Thread(target=give_back, daemon=True).start()
         _log.info("%s: the incident is over (%s)", incident.subject, how)
 
     def _forget(self, container: str) -> None:
@@ -406,6 +406,19 @@ class Supervisor:
             )
             subject = unfinished.incident.subject
             self._in_thread(subject, partial(self._finish_one, unfinished))
+        threading.Thread(
+            target=self._drop_orphans, args=(set(self._incidents),), daemon=True
+        ).start()
+
+    def _drop_orphans(self, subjects: set[str]) -> None:
+        """An earlier life may have ended between an incident and its lease."""
+        while True:
+            try:
+                return self._leases.drop_orphans(subjects)
+            except UnreachableError:
+                time.sleep(LOOK_AT_LEDGER_SECONDS)
+            except EngineError as error:
+                return _log.debug("%s", error)
 
     def _finish_one(self, one: Unfinished) -> _Done:
         subject = one.incident.subject

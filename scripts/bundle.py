@@ -41,7 +41,7 @@ HIDDEN = ["encodings.utf_8", "encodings.ascii", "encodings.latin_1", "encodings.
 UNWANTED = {
     *("bdb", "ctypes.macholib", "curses", "distutils", "doctest", "ensurepip", "h2", "httpx._main"),
     *("idlelib", "lib2to3", "nt", "ntpath", "optparse", "pdb", "pip", "pty", "pydoc", "pydoc_data"),
-    *("pygments", "rich", "setuptools", "socks", "sqlite3", "test", "tkinter", "trio", "unittest"),
+    *("pygments", "rich", "setuptools", "socks", "test", "tkinter", "trio", "unittest"),
     *("venv", "webbrowser", "winreg"),
 }
 
@@ -86,7 +86,8 @@ def main() -> None:
     (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
     interpreter.parent.mkdir(parents=True)
 
-    files = find_modules([module, *HIDDEN], {*UNWANTED, *args.unwanted}, args.lean)
+    wanted = [module, *HIDDEN, *(name for package in args.whole for name in all_modules(package))]
+    files = find_modules(wanted, {*UNWANTED, *args.unwanted}, args.lean)
     own = [source for relative, source in files.items() if relative.split("/")[0] == package]
     named = set(re.findall(r"\w+", "".join(Path(source).read_text() for source in own)))
     modules = {
@@ -96,7 +97,8 @@ def main() -> None:
     }
     shutil.copy(os.path.realpath(sys.executable), interpreter)
     copy_libraries([interpreter, *library.rglob("*.so")], args.target.absolute() / "lib")
-    write_byte_code(bundled.__file__, library / "bundled.py")
+    code = byte_code(bundled.__file__, library / "bundled.py")
+    write_byte_code(library / "bundled.pyc", code)
     write(archive, modules, Record([], {}, []))
 
     start = f"import bundled\nbundled.install({str(archive)!r}, {str(library)!r})\n"
@@ -125,6 +127,9 @@ def arguments() -> argparse.Namespace:
     )
     options.add_argument(
         "--fast", nargs="*", default=[], metavar="MODULE", help="to start fast; others get small"
+    )
+    options.add_argument(
+        "--whole", nargs="*", default=[], metavar="PACKAGE", help="whose modules find each other"
     )
     return options.parse_args()
 
@@ -210,6 +215,13 @@ def find_modules(wanted: list[str], unwanted: set[str], lean: Path | None) -> di
     return files
 
 
+def all_modules(package: str) -> list[str]:
+    """The names of all modules of a package."""
+    [root] = importlib.util.find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
+    files = sorted(Path(root).rglob("*.py"))
+    return [module_name(str(file.relative_to(Path(root).parent))) for file in files]
+
+
 def module_name(relative: str) -> str:
     """`a/b/__init__.py` and `a/b.py` → `a.b`."""
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -232,7 +244,12 @@ def place(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     elif relative.startswith(AS_FILES):
-        write_byte_code(source, target)
+        write_byte_code(target.with_suffix(".pyc"), byte_code(source, target))
+    elif relative.partition("/")[0] in args.whole:
+        # It looks for its modules by their files' names; what counts is the byte code beside them.
+        cached = Path(importlib.util.cache_from_source(str(target)))
+        write_byte_code(cached, byte_code(source, target))
+        target.touch()
     elif not _imp.is_frozen(name := module_name(relative)):  # the interpreter has those in itself
         package = relative.endswith("/__init__.py")
         code = byte_code(source, target, named if name in args.shake else None)
@@ -240,14 +257,11 @@ def place(
     return None
 
 
-def write_byte_code(source: str, target: Path) -> None:
-    """A module as a `.pyc` file."""
-    code = byte_code(source, target)
+def write_byte_code(target: Path, code: CodeType) -> None:
+    """A module as a `.pyc` file, which is never compared with its source."""
     unchecked_hash = (0b01).to_bytes(4, "little") + bytes(8)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".pyc").write_bytes(
-        importlib.util.MAGIC_NUMBER + unchecked_hash + marshal.dumps(code)
-    )
+    target.write_bytes(importlib.util.MAGIC_NUMBER + unchecked_hash + marshal.dumps(code))
 
 
 def byte_code(source: str, target: Path, named: set[str] | None = None) -> CodeType:

@@ -48,7 +48,9 @@ class Patient:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        self.container.reload()
+        client = self.container.client
+        assert client is not None
+        self.container = client.containers.get(self.name)  # by then perhaps another of that name
         return dict(self.container.attrs)
 
     @property
@@ -215,6 +217,7 @@ class Autoheal:
 
     def __init__(self, env: dict[str, str]) -> None:
         self.lines: list[str] = []
+        self.env = env
         self._news = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "autoheal.cli", "run"],
@@ -243,6 +246,15 @@ class Autoheal:
             if not self._news.wait_for(lambda: len(matches()) >= count, seconds):
                 pytest.fail(f"no line {pattern!r} within {seconds} s in {self.lines}")
             return matches()[-1]
+
+    def wait_healthy(self, seconds: float = 20) -> None:
+        """Wait until `autoheal health` says so."""
+        deadline = time.monotonic() + seconds
+        words = [sys.executable, "-m", "autoheal.cli", "health"]
+        while subprocess.run(
+            words, cwd=ROOT, env={**os.environ, **self.env}, stdout=subprocess.DEVNULL
+        ).returncode:
+            assert time.monotonic() < deadline
 
     def stop(self) -> float:
         """Send SIGTERM; returns the seconds until it was gone."""
@@ -328,7 +340,8 @@ def start(engine: docker.DockerClient) -> Iterator[Callable[..., Container]]:
 
     yield begin
     for container in containers:
-        container.remove(force=True, v=True)
+        with suppress(docker.errors.NotFound):
+            engine.api.remove_container(str(container.name), force=True, v=True)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ WATCHED = Policy(watched=True)
 SICK = Sighting("c0ffee", "ollama", "running", Health.UNHEALTHY)
 WELL = replace(SICK, health=Health.HEALTHY)
 FRESH = Incident("ollama", "c0ffee", opened=NOW)
-COMPOSE = {"com.docker.compose.project": "p", "com.docker.compose.service": "s"}
+IMAGE = {"com.docker.compose.project": "p", "com.docker.compose.service": "s"}
+COMPOSE = {**IMAGE, "com.docker.compose.container-number": "1"}
 OF_COMPOSE = replace(SICK, labels=COMPOSE)
 SWARM = replace(SICK, name="s.1.x", labels={SWARM_SERVICE_ID: "x", SWARM_SERVICE_NAME: "s"})
 RESTART, RECREATE, REDEPLOY = Action.RESTART, Action.RECREATE, Action.REDEPLOY
@@ -102,6 +103,8 @@ def left_stopped(ago: float) -> Incident:
         (SICK, tried(0), replace(WATCHED, action=RESTART, max_attempts=1), "act"),
         (SICK, tried(0, ago=60), replace(WATCHED, action=RESTART, max_attempts=1), "give up"),
         # nothing that could be done to it
+        # an image that Compose built has labels, too, which its containers inherit
+        (replace(SICK, labels=IMAGE), FRESH, replace(WATCHED, action=REDEPLOY), "ask"),
         (SWARM, FRESH, replace(WATCHED, ladder=(RESTART,)), "ask"),
         (replace(SICK, auto_remove=True), FRESH, replace(WATCHED, action=RECREATE), "ask"),
         (SICK, FRESH, replace(WATCHED, action=REDEPLOY), "ask"),

@@ -1,0 +1,240 @@
+"""autoheal killed after every single thing it does: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from tests.e2e.conftest import AUTOHEAL, ROOT
+
+AT_ONCE = 8
+PATIENCE_SECONDS = 90
+
+WITH_SIDE = ("restart", "recreate")
+"""Actions that are tried with a second container in the first one's network."""
+
+STEPS = {
+    "restart": {"restart"},
+    "recreate": {"create", "stop", "set aside", "rename", "start", "remove"},
+    "redeploy": {"create", "stop", "set aside", "rename", "start", "remove"},
+    "stop": {"stop"},
+}
+
+
+@dataclass
+class World:
+    """A sick container, one in its network, and an autoheal that may be killed.
+
+    Everything has names of its own, so that several can be at work at once.
+    """
+
+    action: str
+    client: docker.DockerClient
+    directory: Path
+    label: str = field(default_factory=lambda: f"crash-{uuid.uuid4().hex[:8]}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-main"
+
+    @property
+    def side(self) -> str:
+        return f"{self.label}-side"
+
+    @property
+    def ledger(self) -> Path:
+        return self.directory / "ledger.db"
+
+    def begin(self) -> None:
+        labels = {self.label: "true", "autoheal.action": self.action}
+        if self.action == "redeploy":
+            labels |= {
+                "com.docker.compose.project": self.label,
+                "com.docker.compose.service": "main",
+                "com.docker.compose.container-number": "1",
+            }
+        check = {"test": ["CMD-SHELL", "test ! -e /sick"], "interval": 2 * 10**9, "retries": 1}
+        self._start(self.name, labels, healthcheck=check)
+        if self.action not in WITH_SIDE:
+            return
+        beside = {"network_mode": f"container:{self.name}", "healthcheck": {"test": ["NONE"]}}
+        self._start(self.side, {}, **beside)
+
+    def _start(self, name: str, labels: dict[str, str], **more: Any) -> None:
+        self.client.containers.run(
+            AUTOHEAL,
+            ["trap 'exit 0' TERM; rm -f /sick; while :; do sleep 1000 & wait; done"],
+            name=name,
+            entrypoint=["/bin/sh", "-c"],
+            detach=True,
+            labels=labels,
+            **more,
+        )
+
+    def autoheal(self, *words: str) -> subprocess.Popen[bytes]:
+        with open(self.directory / "log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *words],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={
+                    **os.environ,
+                    "AUTOHEAL_CONTAINER_LABEL": self.label,
+                    "AUTOHEAL_STATE_DIR": str(self.directory),
+                    "AUTOHEAL_LEDGER": str(self.ledger),
+                    "AUTOHEAL_INTERVAL": "1",
+                    "AUTOHEAL_BACKOFF": "0",
+                    "AUTOHEAL_SETTLE": "1",
+                    "AUTOHEAL_DEFAULT_STOP_TIMEOUT": "2",
+                },
+            )
+
+    def fall_sick(self) -> None:
+        self.client.containers.get(self.name).exec_run(["touch", "/sick"])
+
+    def is_over(self) -> bool:
+        """Whether the incident is, and all that belongs to it."""
+        with sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True) as ledger:
+            opened, closed = ledger.execute(
+                "SELECT count(*), count(closed) FROM incidents"
+            ).fetchone()
+            unfinished = ledger.execute(
+                "SELECT count(*) FROM attempts WHERE ended IS NULL"
+            ).fetchone()[0]
+        done = opened and (opened == closed or self.action == "stop")
+        return bool(done and not unfinished and not self._leases()) or (
+            self.action == "stop" and not unfinished and self._state() == "exited"
+        )
+
+    def check(self) -> None:
+        """There is what there was, once, under its name, and it is well."""
+        mine = {one["Names"][0].lstrip("/"): one for one in self._all()}
+        side = {self.side} if self.action in WITH_SIDE else set()
+        assert set(mine) == {self.name, *side}
+        if self.action == "stop":
+            assert mine[self.name]["State"] == "exited"
+            return
+        assert self.is_healthy()
+        if self.side not in mine:
+            return
+        assert mine[self.side]["State"] == "running"
+        beside = self.client.api.inspect_container(self.side)
+        main = self.client.api.inspect_container(self.name)
+        assert beside["HostConfig"]["NetworkMode"] == f"container:{main['Id']}"
+        # in its network as it is now, and not as it was
+        addresses = [
+            self.client.containers.get(one).exec_run(["ip", "-o", "addr"]).output
+            for one in (self.name, self.side)
+        ]
+        assert addresses[0] == addresses[1]
+
+    def wait(self, holds: Any, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"not {what}:\n{self.story()}"
+            time.sleep(0.1)  # the engine, the ledger and a process that may be dead: no one event
+
+    def story(self) -> str:
+        states = json.dumps([(o["Names"], o["State"], o["Status"]) for o in self._all()])
+        return f"{states}\n{(self.directory / 'log').read_text()}"
+
+    def clean_up(self) -> None:
+        for one in self._all():
+            self.client.api.remove_container(one["Id"], force=True, v=True)
+        for name in self._leases():
+            self.client.api.remove_volume(name)
+
+    def _all(self) -> list[dict[str, Any]]:
+        return list(self.client.api.containers(all=True, filters={"name": self.label}))
+
+    def _leases(self) -> list[str]:
+        found = self.client.api.volumes(filters={"label": f"autoheal.lease={self.name}"})
+        return [row["Name"] for row in found["Volumes"] or ()]
+
+    def _state(self) -> str:
+        return str(self.client.api.inspect_container(self.name)["State"]["Status"])
+
+    def is_healthy(self) -> bool:
+        return (
+            str(self.client.api.inspect_container(self.name)["State"]["Health"]["Status"])
+            == "healthy"
+        )
+
+
+def live_through(world: World, last: int) -> list[str]:
+    """Heal, be killed after so many things, start again; returns what was done until then."""
+    names = world.directory / "names"
+    names.touch()
+    world.begin()
+    world.wait(world.is_healthy, "healthy at first")
+    first = world.autoheal("tests.faults.killed", str(last), str(names))
+    try:
+        # it may fall sick before anybody watches: that is one of the faults
+        world.fall_sick()
+        # how often the engine is still at something after 50 ms differs, so it may live
+        world.wait(
+            lambda: first.poll() is not None or (world.ledger.exists() and world.is_over()), "over"
+        )
+    finally:
+        first.kill()
+        first.wait()
+    done = names.read_text().splitlines()
+    if last:
+        second = world.autoheal("autoheal.cli", "run")
+        try:
+            world.wait(world.is_over, f"over, after it was killed with {done[-1:]}")
+        finally:
+            second.kill()
+            second.wait()
+    try:
+        world.check()
+    except (AssertionError, docker.errors.APIError) as error:
+        raise AssertionError(f"killed after {done}: {error}\n{world.story()}") from error
+    return done
+
+
+@pytest.fixture
+def worlds(
+    engine: docker.DockerClient, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Any]:
+    made: list[World] = []
+
+    def make(action: str) -> World:
+        world = World(action, engine, Path(tempfile.mkdtemp(dir=tmp_path)))
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        world.clean_up()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("action", list(STEPS))
+def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
+    action: str, worlds: Any
+) -> None:
+    everything = live_through(worlds(action), 0)
+    steps = {name.removeprefix("step ") for name in everything if name.startswith("step ")}
+    assert steps >= STEPS[action]
+
+    def one(last: int) -> None:
+        live_through(worlds(action), last)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, range(1, len(everything) + 1)))
