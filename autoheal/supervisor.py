@@ -177,6 +177,8 @@ class Supervisor:
         subject = sighting.subject
         if subject in self._healing or self._healer.is_busy(sighting.name):
             return
+        if sighting.is_swarm_task and sighting.state != "running":
+            return  # Swarm replaces it; it says nothing about its successor
         sighting = replace(sighting, complaint=self._limits.complaint(sighting.id))
         rules = policy(sighting.labels, self._settings)
         incident = self._incidents.get(subject)

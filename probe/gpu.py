@@ -216,11 +216,20 @@ def processes() -> frozenset[int] | None:
             found: set[int] = set()
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                for ask in (
-                    pynvml.nvmlDeviceGetComputeRunningProcesses,
-                    pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+                for newer, older in (
+                    (
+                        pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
+                        pynvml.nvmlDeviceGetComputeRunningProcesses_v2,
+                    ),
+                    (
+                        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+                        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
+                    ),
                 ):
-                    found |= {row.pid for row in _given(pynvml, partial(ask, handle)) or ()}
+                    rows = _given(pynvml, partial(newer, handle))
+                    if rows is None:
+                        rows = _given(pynvml, partial(older, handle))
+                    found |= {row.pid for row in rows or ()}
             return frozenset(found)
         finally:
             pynvml.nvmlShutdown()

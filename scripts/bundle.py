@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zlib
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -86,7 +87,8 @@ def main() -> None:
     (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
     interpreter.parent.mkdir(parents=True)
 
-    wanted = [module, *HIDDEN, *(name for package in args.whole for name in all_modules(package))]
+    whole = [name for package in args.whole for name in all_modules(package)]
+    wanted = [module, *HIDDEN, *whole, *([sysconfig._get_sysconfigdata_name()] if whole else [])]  # type: ignore[attr-defined]
     files = find_modules(wanted, {*UNWANTED, *args.unwanted}, args.lean)
     own = [source for relative, source in files.items() if relative.split("/")[0] == package]
     named = set(re.findall(r"\w+", "".join(Path(source).read_text() for source in own)))
@@ -109,6 +111,8 @@ def main() -> None:
     launcher.chmod(0o755)
     mine = [m for m in modules if m.partition(".")[0] == package]
     write(archive, modules, record(interpreter, start, args.fast, mine), small=bool(args.fast))
+    if whole:  # nothing that they need is missing
+        run([str(interpreter), "-IS", "-c", f"{start}import {', '.join(whole)}"])
 
 
 def arguments() -> argparse.Namespace:

@@ -21,6 +21,7 @@ from typing import Any
 import docker
 import httpx
 import pytest
+import requests
 from docker.models.containers import Container
 
 from probe.report import Verdict, parse
@@ -440,3 +441,59 @@ def nvml(tmp_path: Path) -> Nvml:
     if shutil.which("cc") is None:
         pytest.fail("no C compiler: `make test` installs one")
     return Nvml(tmp_path)
+
+
+class PrivateEngine:
+    """A Docker engine of this test's own, to be stopped and started at will."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.socket = f"unix://{directory}/docker.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> docker.DockerClient:
+        d = self.directory
+        with open(d / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    # In a network namespace of its own: it would take this machine's bridge away.
+                    *(
+                        "unshare",
+                        "--net",
+                        "dockerd",
+                        "--host",
+                        self.socket,
+                        "--pidfile",
+                        f"{d}/pid",
+                    ),
+                    *("--data-root", f"{d}/data", "--exec-root", f"{d}/exec"),
+                    *("--bridge", "none", "--iptables=false"),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        client = docker.DockerClient(self.socket, version="1.41")
+        for _ in range(300):
+            try:
+                client.ping()
+                return client
+            except (docker.errors.DockerException, requests.ConnectionError):
+                assert self.process.poll() is None, (d / "log").read_text()[-2000:]
+            time.sleep(0.1)  # an engine that starts has no event to wait for
+        raise AssertionError("the engine did not start")
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(60)
+
+
+@pytest.fixture
+def private_engine() -> Iterator[PrivateEngine]:
+    # Not in pytest's directory: a socket's path has at most 107 characters.
+    directory = Path(tempfile.mkdtemp(prefix="autoheal-"))
+    one = PrivateEngine(directory)
+    yield one
+    if one.process is not None and one.process.poll() is None:
+        one.stop()
+    shutil.rmtree(directory, ignore_errors=True)

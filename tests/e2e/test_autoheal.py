@@ -5,19 +5,16 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import docker
 import pytest
-import requests
 
 from tests.e2e.conftest import (
     AUTOHEAL,
@@ -27,6 +24,7 @@ from tests.e2e.conftest import (
     Autoheal,
     Ollama,
     Patient,
+    PrivateEngine,
     fall_sick,
 )
 
@@ -318,62 +316,6 @@ def test_without_an_engine_it_says_so_and_waits(autoheal: Start, tmp_path: Path)
     healer = autoheal(DOCKER_SOCK=str(tmp_path / "docker.sock"))
     healer.wait_line("there is no Docker engine at unix://.*trying again until it answers")
     assert healer.stop() < 1
-
-
-class PrivateEngine:
-    """A Docker engine of this test's own, to be stopped and started at will."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.socket = f"unix://{directory}/docker.sock"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> docker.DockerClient:
-        d = self.directory
-        with open(d / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    # In a network namespace of its own: it would take this machine's bridge away.
-                    *(
-                        "unshare",
-                        "--net",
-                        "dockerd",
-                        "--host",
-                        self.socket,
-                        "--pidfile",
-                        f"{d}/pid",
-                    ),
-                    *("--data-root", f"{d}/data", "--exec-root", f"{d}/exec"),
-                    *("--bridge", "none", "--iptables=false"),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        client = docker.DockerClient(self.socket, version="1.41")
-        for _ in range(300):
-            try:
-                client.ping()
-                return client
-            except (docker.errors.DockerException, requests.ConnectionError):
-                assert self.process.poll() is None, (d / "log").read_text()[-2000:]
-            time.sleep(0.1)  # an engine that starts has no event to wait for
-        raise AssertionError("the engine did not start")
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        self.process.wait(60)
-
-
-@pytest.fixture
-def private_engine() -> Iterator[PrivateEngine]:
-    # Not in pytest's directory: a socket's path has at most 107 characters.
-    directory = Path(tempfile.mkdtemp(prefix="autoheal-"))
-    one = PrivateEngine(directory)
-    yield one
-    if one.process is not None and one.process.poll() is None:
-        one.stop()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_an_engine_that_restarts_is_watched_again_and_healing_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 from docker.models.containers import Container
 
 from tests.e2e.conftest import AUTOHEAL, MILLISECOND, ROOT, SECOND, Autoheal, Patient, fall_sick
+from tests.nvml import HEALTHY, Nvml
 
 Start = Callable[..., Autoheal]
 Patients = Callable[..., Patient]
@@ -426,3 +428,56 @@ def test_commands_say_no_such_engine_in_one_line(autoheal: Start, tmp_path: Path
     assert said.startswith("autoheal: there is no Docker engine at unix://")
     said = command(healer, "doctor", fails=True)
     assert "→ mount the socket" in said
+
+
+@pytest.fixture
+def lingering(request: pytest.FixtureRequest) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts processes of this machine, in a cgroup whose name ends as a container's does."""
+    running: list[subprocess.Popen[bytes]] = []
+    folders: list[Path] = []
+    root = Path("/sys/fs/cgroup")
+    root = root / "pids" if (root / "pids").is_dir() else root  # version 1 or 2
+
+    def begin(container: str | None, *words: str) -> subprocess.Popen[bytes]:
+        one = subprocess.Popen(words)
+        running.append(one)
+        if container is not None:
+            folder = root / f"autoheal-test-{one.pid}" / container
+            folder.mkdir(parents=True)
+            folders.extend([folder, folder.parent])
+            (folder / "cgroup.procs").write_text(str(one.pid))
+        return one
+
+    yield begin
+    for one in running:
+        one.kill()
+        one.wait()
+    for folder in folders:
+        folder.rmdir()
+
+
+def test_what_still_holds_vram_of_a_stopped_container_is_ended_and_nothing_else(
+    patient: Patients, autoheal: Start, nvml: Nvml, lingering: Any
+) -> None:
+    one = patient()
+    container = one.attributes["Id"]
+    stubborn = "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"
+    polite = lingering(container, "sleep", "1000")
+    deaf = lingering(container, sys.executable, "-c", stubborn)
+    strangers = [lingering(None, "sleep", "1000"), lingering("f" * 64, "sleep", "1000")]
+    everybody = [polite, deaf, *strangers]
+    nvml.answer(HEALTHY, *(f"process {process.pid}" for process in everybody))
+    healer = autoheal(LD_LIBRARY_PATH=str(nvml.directory), **PROMPT)
+    healer.wait_line(WATCHING)
+    fall_sick(one)
+    healer.wait_line(f"{one.name}: ended process {polite.pid} with SIGTERM, which still held VRAM")
+    healer.wait_line(f"{one.name}: ended process {deaf.pid} with SIGKILL, which still held VRAM")
+    healer.wait_line("is healthy again")
+    assert [process.poll() for process in everybody] == [
+        -signal.SIGTERM,
+        -signal.SIGKILL,
+        None,
+        None,
+    ]
+    steps = [step for step in command(healer, "history").split("\n") if ": " in step]
+    assert [step.rpartition(" ")[2] for step in steps[-3:]] == ["stop", "clear", "start"]

@@ -1,10 +1,11 @@
 """`autoheal run` that is killed (SIGKILL) right after the Nth thing it does.
 
-    python -m tests.faults.killed N FILE
+    python -m tests.faults.killed kill N FILE
+    python -m tests.faults.killed fail N FILE    the Nth call to the engine fails instead
 
 What it does is each change in the ledger and each changing call to the engine; the names of all
-that it did go to FILE, a line each. With N = 0 it is never killed. A name that ends with `…` is
-that of a call which was sent to the engine and had not been answered.
+that it did go to FILE, a line each. With N = 0 nothing happens to it. A name that ends with `…`
+is that of a call which was sent to the engine and had not been answered.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from collections.abc import Callable
 from typing import Any
 
 import autoheal.cli
-from autoheal.engine import Engine
+from autoheal.engine import Engine, EngineError
 from autoheal.ledger import Ledger
+
+CALLS = (
+    *("restart", "stop", "start", "rename", "remove", "create", "update_by_force"),
+    *("claim", "unclaim"),
+)
 
 CHANGES: dict[type, tuple[str, ...]] = {
     Ledger: ("save", "begin", "plan", "step", "finish", "end", "close"),
-    Engine: (
-        *("restart", "stop", "start", "rename", "remove", "create", "update_by_force"),
-        *("claim", "unclaim"),
-    ),
+    Engine: CALLS,
 }
 
 SLOW = ("restart", "stop")
@@ -35,7 +38,7 @@ SLOW = ("restart", "stop")
 SENT_SECONDS = 0.05
 
 
-def main(last: int, file: str) -> None:
+def main(how: str, last: int, file: str) -> None:
     count = 0
     lock = threading.Lock()
     with open(file, "a", encoding="utf-8") as names:
@@ -43,23 +46,33 @@ def main(last: int, file: str) -> None:
         def did(name: str) -> None:
             nonlocal count
             with lock:
-                count += 1
                 print(name, file=names, flush=True)
-                if count == last:
+                count += how == "kill" or (name in CALLS)
+                if how == "kill" and count == last:
                     os.kill(os.getpid(), signal.SIGKILL)
+
+        def fails(name: str) -> None:
+            if how == "fail" and name in CALLS and count + 1 == last:
+                did(name)
+                print("made to fail", file=names, flush=True)
+                raise EngineError(f"{name}: made to fail")
 
         for owner, methods in CHANGES.items():
             for method in methods:
-                setattr(owner, method, _watched(getattr(owner, method), method, did))
+                setattr(owner, method, _watched(getattr(owner, method), method, did, fails))
         sys.argv[1:] = ["run"]
         autoheal.cli.main()
 
 
 def _watched(
-    method: Callable[..., Any], name: str, did: Callable[[str], None]
+    method: Callable[..., Any],
+    name: str,
+    did: Callable[[str], None],
+    fails: Callable[[str], None],
 ) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: object, *args: Any, **kwargs: Any) -> Any:
+        fails(name)
         sent = threading.Timer(SENT_SECONDS, did, [f"{name} …"]) if name in SLOW else None
         if sent is not None:
             sent.start()
@@ -75,4 +88,4 @@ def _watched(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

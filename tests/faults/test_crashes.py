@@ -20,6 +20,7 @@ import docker
 import pytest
 
 from tests.e2e.conftest import AUTOHEAL, ROOT
+from tests.faults.killed import CALLS
 
 AT_ONCE = 8
 PATIENCE_SECONDS = 90
@@ -109,17 +110,19 @@ class World:
 
     def is_over(self) -> bool:
         """Whether the incident is, and all that belongs to it."""
-        with sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True) as ledger:
-            opened, closed = ledger.execute(
-                "SELECT count(*), count(closed) FROM incidents"
-            ).fetchone()
-            unfinished = ledger.execute(
-                "SELECT count(*) FROM attempts WHERE ended IS NULL"
-            ).fetchone()[0]
-        done = opened and (opened == closed or self.action == "stop")
-        return bool(done and not unfinished and not self._leases()) or (
-            self.action == "stop" and not unfinished and self._state() == "exited"
-        )
+        try:
+            with sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True) as ledger:
+                opened, closed = ledger.execute(
+                    "SELECT count(*), count(closed) FROM incidents"
+                ).fetchone()
+                unfinished = ledger.execute(
+                    "SELECT count(*) FROM attempts WHERE ended IS NULL"
+                ).fetchone()[0]
+        except sqlite3.OperationalError:
+            return False  # it is being made
+        if self.action == "stop":  # it never gets well again
+            return bool(opened and not unfinished and self._state() == "exited")
+        return bool(opened and opened == closed and not unfinished and not self._leases())
 
     def check(self) -> None:
         """There is what there was, once, under its name, and it is well."""
@@ -176,25 +179,26 @@ class World:
         )
 
 
-def live_through(world: World, last: int) -> list[str]:
-    """Heal, be killed after so many things, start again; returns what was done until then."""
+def live_through(world: World, last: int, how: str = "kill") -> list[str]:
+    """Heal, be killed after so many things, start again; returns what was done until then.
+
+    With `how="fail"` it is not killed: the call to the engine of that number fails.
+    """
     names = world.directory / "names"
     names.touch()
     world.begin()
     world.wait(world.is_healthy, "healthy at first")
-    first = world.autoheal("tests.faults.killed", str(last), str(names))
+    first = world.autoheal("tests.faults.killed", how, str(last), str(names))
     try:
         # it may fall sick before anybody watches: that is one of the faults
         world.fall_sick()
         # how often the engine is still at something after 50 ms differs, so it may live
-        world.wait(
-            lambda: first.poll() is not None or (world.ledger.exists() and world.is_over()), "over"
-        )
+        world.wait(lambda: first.poll() is not None or world.is_over(), "over")
     finally:
         first.kill()
         first.wait()
     done = names.read_text().splitlines()
-    if last:
+    if last and how == "kill":
         second = world.autoheal("autoheal.cli", "run")
         try:
             world.wait(world.is_over, f"over, after it was killed with {done[-1:]}")
@@ -238,3 +242,15 @@ def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, range(1, len(everything) + 1)))
+
+
+def test_when_any_call_to_the_engine_fails_it_is_healed_all_the_same(worlds: Any) -> None:
+    calls = [name for name in live_through(worlds("recreate"), 0) if name in CALLS]
+    assert {"create", "stop", "rename", "start", "remove"} <= set(calls)
+
+    def one(failing: int) -> None:
+        done = live_through(worlds("recreate"), failing, how="fail")
+        assert "made to fail" in done
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, range(1, len(calls) + 1)))

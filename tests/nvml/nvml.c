@@ -9,6 +9,7 @@
  *   unified UUID                        a device that has no memory of its own
  *   broken CODE                         a device whose handle cannot be had
  *   reserved MIB                        what the driver keeps of each device
+ *   process PID                         one that holds memory of the device before it
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,15 +18,17 @@
 #include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6 };
-enum { FUNCTION_NOT_FOUND = 13, MOST = 16 };
+enum { INSUFFICIENT_SIZE = 7, FUNCTION_NOT_FOUND = 13, MOST = 16 };
 struct device {
     char uuid[96];
     unsigned long long total, used;
     unsigned utilization;
+    unsigned pids[MOST], processes;
     int code, parent, slices; /* parent: index of the device that this is a slice of, or -1 */
 };
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, instance; };
 struct utilization { unsigned gpu, memory; };
 
 static struct device devices[MOST];
@@ -59,6 +62,8 @@ int nvmlInitWithFlags(unsigned flags) {
         sscanf(line, "error %d", &code);
         sscanf(line, "reserved %llu", &reserved);
         if (strncmp(line, "old", 3) == 0) old = 1;
+        if (sscanf(line, "process %d", &number) == 1 && last >= 0 && devices[last].processes < MOST)
+            devices[last].pids[devices[last].processes++] = number;
         if (sscanf(line, "device %95s %llu %llu %u", uuid, &total, &used, &utilization) == 4) {
             last = count;
             d = next(-1);
@@ -82,6 +87,22 @@ int nvmlInitWithFlags(unsigned flags) {
     return code;
 }
 int nvmlShutdown(void) { return SUCCESS; }
+int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, unsigned *n, struct process *out) {
+    unsigned room = *n, i, found = 0;
+    char path[32];
+    for (i = 0; i < d->processes; i++) {
+        snprintf(path, sizeof path, "/proc/%u", d->pids[i]);
+        if (access(path, F_OK) != 0) continue; /* its memory went with it */
+        if (found < room) {
+            memset(&out[found], 0, sizeof out[found]);
+            out[found].pid = d->pids[i];
+            out[found].used = 1ull << 30;
+        }
+        found++;
+    }
+    *n = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
 int nvmlDeviceGetCount_v2(unsigned *n) {
     *n = 0;
     for (unsigned i = 0; i < count; i++) *n += devices[i].parent < 0;
