@@ -332,12 +332,17 @@ class Engine:
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise UnreachableError(_explain(error, self.url)) from None
 
-    def _connect(self) -> docker.APIClient:
+    def _connect(self) -> Any:
         tls: TLSConfig | bool = False
         if self._certificates:
             files = [f"{self._certificates}/{name}" for name in ("ca.pem", *_CLIENT[self._verify])]
             tls = TLSConfig(client_cert=(files[1], files[2]), ca_cert=files[0], verify=True)
-        return docker.APIClient(self.url, version="auto", tls=tls, timeout=round(self._timeout))
+        client: Any = docker.APIClient(self.url, tls=tls, timeout=round(self._timeout))
+        # Variables of the environment (REQUESTS_CA_BUNDLE) would go before the certificates that
+        # were given for the engine: psf/requests 3829.
+        client.trust_env = False
+        client._version = client.version(api_version=False)["ApiVersion"]
+        return client
 
 
 def _address(settings: Settings, env: Mapping[str, str]) -> tuple[str, str, bool]:

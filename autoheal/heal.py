@@ -259,8 +259,9 @@ class Healer:
             if seconds_of(state["StartedAt"]) >= asked:
                 return "restarted"
             if state["Status"] in ("exited", "dead"):
-                ours = asked <= seconds_of(state["FinishedAt"]) <= asked + patience
-                return "stopped" if ours else "restarted"  # a person stopped it since
+                # An engine that died in the middle notes the end when it is back. Whoever stopped
+                # it: we have asked for it to run, and it must not be lost.
+                return "stopped"
             if not asked <= time.time() <= asked + patience:
                 return "nothing"
             time.sleep(RETRY_SECONDS)
@@ -307,7 +308,7 @@ class Healer:
                 new_name=f"{name}-autoheal-new-{old[:8]}",
                 old_name=f"{name}-autoheal-old-{old[:8]}",
                 name=name,
-                runs=operation.facts.get("runs", found["State"]["Running"]),
+                runs=operation.facts.get("runs", True),
                 holders=stale.holders(old),
             )
         facts = operation.facts

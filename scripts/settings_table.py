@@ -12,7 +12,7 @@ from scripts.say import ROOT
 TABLES = {
     "probe": probe.settings.KNOBS,
     "serve": probe.settings.SERVE_KNOBS,
-    "autoheal": autoheal.settings.KNOBS,
+    "autoheal": autoheal.settings.PROCESS_KNOBS,
 }
 FILE = ROOT / "docs/configuration.md"
 
@@ -27,12 +27,23 @@ def table(knobs: Sequence[Knob]) -> str:
     return "\n".join(rows)
 
 
+def label_table() -> str:
+    """The same of what a container may say of itself, by its labels."""
+    rows = ["| label | default's variable | default | meaning |", "|---|---|---|---|"]
+    for knob in autoheal.settings.POLICY_KNOBS:
+        default = f"`{knob.default}`" if knob.default else "none"
+        meaning = f"{knob.help} Allowed: {knob.allowed}."
+        rows.append(f"| `{knob.label}` | `{knob.env}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
 def filled(text: str) -> str:
     """The document with every table between its markers as it should be."""
-    for name, knobs in TABLES.items():
+    tables = {name: table(knobs) for name, knobs in TABLES.items()} | {"labels": label_table()}
+    for name, rows in tables.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
-        text = before + begin + table(knobs) + "\n" + end + rest.partition(end)[2]
+        text = before + begin + rows + "\n" + end + rest.partition(end)[2]
     return text
 
 

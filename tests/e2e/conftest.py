@@ -42,10 +42,7 @@ class Patient:
 
     def __init__(self, container: Container) -> None:
         self.container = container
-
-    @property
-    def name(self) -> str:
-        return str(self.container.name)
+        self.name = str(container.name)
 
     @property
     def attributes(self) -> dict[str, Any]:

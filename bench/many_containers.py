@@ -1,0 +1,134 @@
+"""Two hundred labelled containers on one engine, and a hundred of them sick at once.
+
+    python -m bench.many_containers [CONTAINERS]
+
+First autoheal's memory and CPU while nothing happens; then the time from its start until half
+of the containers, all unhealthy, are restarted, with and without its limits; beside it the time
+in which the engine itself restarts as many, all asked for at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from tests.e2e.conftest import AUTOHEAL, SECOND, Autoheal
+
+IDLE_SECONDS = 60
+UNLIMITED = {"AUTOHEAL_MAX_AT_ONCE": "1000", "AUTOHEAL_MAX_PER_MINUTE": "10000"}
+
+
+def main(count: int = 200) -> None:
+    api: Any = docker.APIClient(num_pools=count, timeout=600)
+    label = f"bench-{uuid.uuid4().hex[:8]}"
+    with ThreadPoolExecutor(8) as pool, tempfile.TemporaryDirectory() as directory:
+        try:
+            ids = list(pool.map(lambda n: make(api, label), range(count)))
+            memory, cpu = idle(label, directory)
+            print(f"idle, {count} containers: {memory:.0f} MiB, {cpu:.2f} % of a core")
+            sick = ids[: count // 2]
+            rows = []
+            for what, more in (("no limits", UNLIMITED), ("default limits", {})):
+                make_sick(api, pool, label, sick)
+                rows.append((f"autoheal, {what}", *heal_all(api, label, directory, sick, more)))
+            began = time.monotonic()
+            with ThreadPoolExecutor(len(sick)) as crowd:
+                list(crowd.map(lambda one: api.restart(one, timeout=0), sick))
+            engine = time.monotonic() - began
+        finally:
+            list(pool.map(lambda row: remove(api, row["Id"]), all_of(api, label)))
+    print(f"{len(sick)} sick at once: the engine alone restarts as many in {engine:.1f} s")
+    for what, first, last in rows:
+        ratio = last / engine
+        print(f"{what:28} first after {first:4.2f} s, all after {last:5.1f} s ({ratio:.2f}x)")
+
+
+def make(api: Any, label: str) -> str:
+    container = api.create_container(
+        AUTOHEAL,
+        ["-c", "rm -f /sick; exec sleep 100000"],
+        entrypoint=["/bin/sh"],
+        labels={label: "true"},
+        host_config=api.create_host_config(network_mode="none"),
+        stop_signal="SIGKILL",
+        healthcheck={
+            "test": ["CMD-SHELL", "test ! -e /sick"],
+            "interval": 30 * SECOND,
+            "retries": 1,
+            "start_period": 1_000_000,
+        },
+    )
+    api.start(container)
+    return str(container["Id"])
+
+
+def remove(api: Any, container: str) -> None:
+    api.remove_container(container, force=True)
+
+
+def all_of(api: Any, label: str, **filters: str) -> list[dict[str, Any]]:
+    return list(api.containers(all=True, filters={"label": label, **filters}))
+
+
+def autoheal(label: str, directory: str, **more: str) -> Autoheal:
+    settings = {"AUTOHEAL_CONTAINER_LABEL": label, "AUTOHEAL_STATE_DIR": directory}
+    return Autoheal({**settings, "AUTOHEAL_BACKOFF": "0", **more})
+
+
+def idle(label: str, directory: str) -> tuple[float, float]:
+    """MiB resident, and per cent of a core."""
+    healer = autoheal(label, directory)
+    healer.wait_line("watching the Docker engine")
+    time.sleep(5)
+    before = cpu_seconds(healer.process.pid)
+    time.sleep(IDLE_SECONDS)
+    spent = cpu_seconds(healer.process.pid) - before
+    status = Path(f"/proc/{healer.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    healer.stop()
+    return int(line.split()[1]) / 1024, 100 * spent / IDLE_SECONDS
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def make_sick(api: Any, pool: ThreadPoolExecutor, label: str, sick: list[str]) -> None:
+    def one(container: str) -> None:
+        job = api.exec_create(container, ["touch", "/sick"])
+        api.exec_start(job)
+
+    list(pool.map(one, sick))
+    while len(all_of(api, label, health="unhealthy")) < len(sick):
+        time.sleep(1)
+
+
+def heal_all(
+    api: Any, label: str, directory: str, sick: list[str], more: dict[str, str]
+) -> tuple[float, float]:
+    """Seconds from the start of autoheal until the first, and the last, was restarted."""
+    began = time.time()
+    healer = autoheal(label, directory, **more)
+    healer.wait_line(": restarted in", seconds=600, count=len(sick))
+    events = api.events(
+        decode=True,
+        since=int(began),
+        until=int(time.time()) + 1,
+        filters={"event": "restart", "label": label},
+    )
+    times = sorted(event["timeNano"] / 1e9 - began for event in events)
+    healer.stop()
+    return times[0], times[-1]
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""Every way to the engine: a proxy that lets through only what healing needs, TCP, and TLS."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import docker
+import httpx
+import pytest
+
+from scripts import images
+from tests.e2e.conftest import AUTOHEAL, ROOT, Autoheal, Patient, fall_sick
+from tests.e2e.test_healing import PROMPT, WATCHING
+from tests.e2e.test_recreate import docker_cli
+
+PROXY = "ollama-autoheal/standin-haproxy:bookworm"
+Start = Callable[..., Autoheal]
+
+
+@pytest.fixture(scope="module")
+def proxy_image(engine: docker.DockerClient) -> str:
+    """HAProxy's own image where it is here, else Debian's HAProxy."""
+    own = os.environ.get("HAPROXY_IMAGE")
+    if own:
+        return own
+    subprocess.run(
+        [
+            *("docker", "build", "--quiet", "--target", "haproxy", "--tag", PROXY),
+            *("--build-arg", f"BASE={images.STANDIN_DEBIAN}"),
+            *("--build-context", "ca=/etc/ssl/certs", str(ROOT / "scripts/standin")),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return PROXY
+
+
+@pytest.fixture
+def hardened(proxy_image: str, label: str) -> Iterator[Callable[..., str]]:
+    """compose.hardened.yaml, without Ollama, for this test's containers."""
+    project = f"hardened-{uuid.uuid4().hex[:8]}"
+    files = ["compose.yaml", "compose.hardened.yaml"]
+    compose = ["docker", "compose", "--project-name", project]
+    compose += [word for file in files for word in ("--file", file)]
+    environment = {**os.environ, "HAPROXY_IMAGE": proxy_image}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [*compose, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    yield run
+    run("down", "--volumes", "--timeout", "1")
+
+
+def test_through_the_proxy_everything_that_healing_needs_passes_and_nothing_else(
+    hardened: Callable[..., str], patient: Callable[..., Patient]
+) -> None:
+    one = patient(labels={"autoheal": "true", "autoheal.action": "recreate"})
+    hardened("up", "--detach", "--no-build", "--wait", "socket-proxy", "autoheal")
+    before = one.attributes["Id"]
+    fall_sick(one)
+
+    def made_anew() -> bool:
+        with suppress(docker.errors.NotFound):  # between the old one's name and the new one's
+            return bool(one.attributes["Id"] != before)
+        return False
+
+    one.wait(made_anew, "made anew")
+    one.wait_health("healthy")
+    said = hardened("exec", "autoheal", "autoheal", "doctor")
+    assert "every call that healing needs is allowed" in said
+    for action in ("restart", "recreate", "stop"):
+        said = hardened("exec", "autoheal", "autoheal", "heal", one.name, "--action", action)
+        assert said == f"{one.name}: {action} done\n"
+    [proxy] = hardened("ps", "--quiet", "socket-proxy").split()
+    assert_refused(proxy, one.name)
+
+
+def assert_refused(proxy: str, container: str) -> None:
+    [network] = (
+        Patient(docker.from_env().containers.get(proxy))
+        .attributes["NetworkSettings"]["Networks"]
+        .values()
+    )
+    url = f"http://{network['IPAddress']}:2375"
+    allowed = [
+        ("GET", "/_ping"),
+        ("GET", "/v1.41/version"),
+        ("GET", f"/containers/{container}/json"),
+    ]
+    for method, path in allowed:
+        assert httpx.request(method, url + path).status_code == 200, path
+    refused = [
+        ("GET", "/images/json"),
+        ("POST", "/images/create?fromImage=x"),
+        ("POST", "/build"),
+        ("GET", f"/containers/{container}/logs"),
+        ("GET", f"/containers/{container}/export"),
+        ("PUT", f"/containers/{container}/archive?path=/"),
+        ("POST", f"/containers/{container}/attach"),
+        ("POST", f"/containers/{container}/update"),
+        ("POST", f"/containers/{container}/json"),
+        ("DELETE", "/volumes/precious"),
+        ("DELETE", "/images/x"),
+        ("POST", "/volumes/prune"),
+        ("POST", "/containers/prune"),
+        ("GET", "/secrets"),
+        ("GET", "/configs"),
+        ("POST", "/swarm/leave"),
+        ("POST", "/services/create"),
+        ("POST", "/plugins/pull"),
+        ("DELETE", "/volumes/autoheal-/../precious"),
+        ("GET", "/containers/%2e%2e/images/json"),
+    ]
+    for method, path in refused:
+        assert httpx.request(method, url + path).status_code == 403, (method, path)
+
+
+class Relay:
+    """Relays TCP on loopback to the engine's socket, with TLS where there is a context."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError):
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True)
+            engine = socket.socket(socket.AF_UNIX)
+            engine.connect("/var/run/docker.sock")
+            for source, target in ((client, engine), (engine, client)):
+                threading.Thread(target=_copy, args=(source, target), daemon=True).start()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of a server and of a client, as Docker's manual makes them."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    openssl(
+        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=authority"),
+        *("-addext", "keyUsage=critical,keyCertSign", "-keyout", "ca-key.pem", "-out", "ca.pem"),
+    )
+    for who, extra in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "")):
+        prefix = "server-" if who == "server" else ""
+        openssl(
+            *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={who}"),
+            *("-keyout", f"{prefix}key.pem", "-out", f"{who}.csr"),
+        )
+        (folder / "extensions").write_text(f"extendedKeyUsage={who}Auth\n{extra}\n")
+        openssl(
+            *("x509", "-req", "-days", "2", "-in", f"{who}.csr", "-extfile", "extensions"),
+            *("-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial"),
+            *("-out", f"{prefix}cert.pem"),
+        )
+    return folder
+
+
+@pytest.fixture
+def tls_port(certificates: Path) -> int:
+    """An engine that wants TLS and a client's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+    context.load_verify_locations(certificates / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return int(Relay(context).port)
+
+
+def heals(patient: Patient, healer: Autoheal) -> None:
+    healer.wait_line(WATCHING)
+    fall_sick(patient)
+    healer.wait_line("is healthy again")
+
+
+def test_it_heals_over_tcp(patient: Callable[..., Patient], autoheal: Start) -> None:
+    heals(patient(), autoheal(DOCKER_SOCK=f"tcp://127.0.0.1:{Relay().port}", **PROMPT))
+
+
+def test_it_heals_over_tls_with_a_clients_certificate(
+    patient: Callable[..., Patient], autoheal: Start, tls_port: int, certificates: Path
+) -> None:
+    healer = autoheal(
+        DOCKER_HOST=f"tcp://127.0.0.1:{tls_port}",
+        DOCKER_TLS_VERIFY="1",
+        DOCKER_CERT_PATH=str(certificates),
+        **PROMPT,
+    )
+    heals(patient(), healer)
+
+
+def test_docker_autoheals_tcps_with_the_certificates_in_certs_heals_in_a_container(
+    patient: Callable[..., Patient], tls_port: int, certificates: Path, label: str
+) -> None:
+    names = {"ca.pem": "ca.pem", "cert.pem": "client-cert.pem", "key.pem": "client-key.pem"}
+    mounts = [
+        word
+        for file, name in names.items()
+        for word in ("--volume", f"{certificates}/{file}:/certs/{name}:ro")
+    ]
+    one = patient()
+    docker_cli(
+        *("run", "--detach", "--name", f"{label}-tls", "--network", "host", *mounts),
+        *("--env", f"DOCKER_SOCK=tcps://127.0.0.1:{tls_port}"),
+        *("--env", f"AUTOHEAL_CONTAINER_LABEL={label}", AUTOHEAL, "run"),
+    )
+    try:
+        before = one.started_at
+        fall_sick(one)
+        one.wait_restarted(before)
+    finally:
+        docker_cli("rm", "--force", f"{label}-tls")
+
+
+@pytest.mark.parametrize("missing", ["client", "authority"])
+def test_a_certificate_that_does_not_fit_is_said_in_one_line(
+    autoheal: Start, tls_port: int, certificates: Path, tmp_path: Path, missing: str
+) -> None:
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        if not (missing == "client" and name == "key.pem"):
+            (tmp_path / name).write_bytes((certificates / name).read_bytes())
+    if missing == "authority":
+        (tmp_path / "ca.pem").write_bytes((certificates / "cert.pem").read_bytes())
+    healer = autoheal(
+        DOCKER_HOST=f"tcp://127.0.0.1:{tls_port}",
+        DOCKER_TLS_VERIFY="1",
+        DOCKER_CERT_PATH=str(tmp_path),
+    )
+    said = healer.wait_line("trying again until it answers")
+    assert ("certificate" in said) or ("key.pem" in said), said
