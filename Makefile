@@ -52,6 +52,7 @@ bench: $(VENV)/.ready  ## every figure in the documentation
 	$(BIN)/python -m bench.users_cost
 	$(BIN)/python -m bench.time_to_kill
 	$(BIN)/python -m bench.autoheal_idle
+	$(BIN)/python -m bench.many_containers
 
 lock:  ## write requirements/*.txt anew
 	@cd requirements && for set in probe autoheal bundle dev; do \

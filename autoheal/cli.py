@@ -67,13 +67,14 @@ def app() -> None:
 def run(**flags: str | None) -> None:
     """Watch and heal until told to stop."""
     settings = Settings.from_flags_and_env(flags, os.environ)
-    from autoheal import log, privileges
+    from autoheal import log, privileges, stale
     from autoheal.supervisor import Supervisor
 
     log.configure(settings)
     supervisor = Supervisor(settings, os.environ)
-    scripts = settings.post_restart_script or settings.notify_script  # these may need root
-    if supervisor.own_id is not None and not scripts:
+    # A script may need root, and so does ending the processes of others.
+    needs_root = settings.post_restart_script or settings.notify_script or stale.can_be_seen()
+    if supervisor.own_id is not None and not needs_root:
         privileges.drop(supervisor.engine_url)
     supervisor.run()
 
@@ -249,20 +250,19 @@ def main() -> None:
 def _open(flags: Mapping[str, str | None]) -> tuple[Settings, Engine, Ledger]:
     """The settings, the engine and the ledger that `autoheal run` has here."""
     from autoheal.engine import Engine
-    from autoheal.ledger import Ledger
+    from autoheal.ledger import Ledger, LedgerError
     from autoheal.supervisor import own_container_id
 
     settings = Settings.from_flags_and_env(flags, os.environ)
     engine = Engine(settings, os.environ)
     _become_unprivileged(engine, own_container_id())
-    if not os.path.exists(settings.ledger_path):
+    try:
+        ledger = Ledger(settings.ledger_path, settings.state_dir, guest=True)
+    except LedgerError as error:
         raise click.ClickException(
-            f"there is no ledger at {settings.ledger_path}: run this command where autoheal runs "
-            "(docker exec autoheal autoheal ...), or name its ledger in AUTOHEAL_LEDGER"
-        )
-    ledger = Ledger(settings.ledger_path, settings.state_dir)
-    if ledger.problem:
-        raise click.ClickException(ledger.problem)
+            f"{error}; run this command where autoheal runs (docker exec autoheal autoheal ...), "
+            "or name its ledger in AUTOHEAL_LEDGER"
+        ) from None
     return settings, engine, ledger
 
 

@@ -71,6 +71,8 @@ def decide(
         return Decision(Verb.IGNORE, "it is not labelled")
     if itself and not policy.itself:
         return Decision(Verb.IGNORE, "it is autoheal itself")
+    if itself:  # nobody would be there to start the new one
+        policy = replace(policy, action=None, ladder=(Action.RESTART,) * policy.max_attempts)
     last = incident.attempts[-1] if incident.attempts else None
     if _left_stopped(sighting, last):
         assert last is not None

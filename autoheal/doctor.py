@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from autoheal.engine import Engine, EngineError, ForbiddenError
-from autoheal.ledger import Ledger
+from autoheal.ledger import Ledger, LedgerError
 from autoheal.settings import MEMORY, Settings, policy
 
 OLDEST_API = (1, 41)
@@ -117,8 +118,8 @@ def _ledger(settings: Settings, own_id: str | None) -> Iterator[Finding]:
 def _containers(engine: Engine, settings: Settings, info: Mapping[str, Any]) -> Iterator[Finding]:
     rows = engine.containers(settings.label_filter)
     starts: Mapping[str, float] = {}
-    if os.path.exists(settings.ledger_path):
-        ledger = Ledger(settings.ledger_path, settings.state_dir)
+    with suppress(LedgerError):
+        ledger = Ledger(settings.ledger_path, settings.state_dir, guest=True)
         starts = ledger.longest_starts()
         ledger.shut()
     watched = 0

@@ -116,10 +116,15 @@ class Healer:
     """Carries out operations, and brings back what depends on them.
 
     Safe to use from several threads; no two operations on one container run at a time.
+
+    Args:
+        engine: where they run.
+        ledger: where every step is written down.
+        own_id: the container that this runs in, which follows nobody.
     """
 
-    def __init__(self, engine: Engine, ledger: Ledger) -> None:
-        self._engine, self._ledger = engine, ledger
+    def __init__(self, engine: Engine, ledger: Ledger, own_id: str | None = None) -> None:
+        self._engine, self._ledger, self._own_id = engine, ledger, own_id
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
 
@@ -476,7 +481,7 @@ class Healer:
         problems = []
         for follower in found:
             one = follower.container
-            if one.id in done or (self.is_busy(one.name) and not follower.anew):
+            if one.id in (*done, self._own_id) or (self.is_busy(one.name) and not follower.anew):
                 continue
             runs = one.state == "running" or self._stopped_since(one, began)
             if not (runs or follower.anew):

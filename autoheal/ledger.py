@@ -114,23 +114,32 @@ class Entry:
     steps: tuple[tuple[tuple[float, str, str], ...], ...] = field(default=())
 
 
+class LedgerError(Exception):
+    """A ledger cannot be opened beside the supervisor; the text says why."""
+
+
 class Ledger:
     """One ledger; its methods may be called from any thread.
 
     A file that is no ledger, or not one of this version, is moved aside. Where the file cannot
-    be written, a copy on tmpfs takes its place.
+    be written, a copy on tmpfs takes its place. Both only by the supervisor, whose ledger it is.
+
+    Args:
+        path: its file.
+        state_dir: where the copy would be.
+        guest: open it as it is, beside the supervisor; raises `LedgerError` where that fails.
 
     Attributes:
         problem: why it is not where it should be, in one line; None when it is.
     """
 
-    def __init__(self, path: str, state_dir: str) -> None:
+    def __init__(self, path: str, state_dir: str, *, guest: bool = False) -> None:
         self.problem: str | None = None
         self._spare = os.path.join(state_dir, "autoheal-ledger-spare.db")
         self._path = path
         self._lock = threading.RLock()
         self._on_problem: Callable[[str], None] = lambda problem: None
-        self._db = self._open()
+        self._db = self._join() if guest else self._open()
 
     @property
     def path(self) -> str:
@@ -385,6 +394,15 @@ class Ledger:
             self._db.close()
 
     # -- the file
+
+    def _join(self) -> sqlite3.Connection:
+        path = self._spare if os.path.exists(self._spare) else self._path
+        if not os.path.exists(path):
+            raise LedgerError(f"there is no ledger at {path}")
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"the ledger {path} cannot be used: {error}") from None
 
     def _open(self) -> sqlite3.Connection:
         if os.path.exists(self._spare) and not self._bring_back_spare():

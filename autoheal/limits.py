@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from autoheal.engine import Engine, EngineError, Usage
+from autoheal.engine import Engine, EngineError, GoneError, Usage
 from autoheal.settings import Settings
 
 _log = logging.getLogger("autoheal")
@@ -50,7 +50,10 @@ class Limits:
         rows = self._engine.containers(self._settings.label_filter, status="running")
         ids = {row["Id"] for row in rows}
         for container in ids:
-            now, usage = time.monotonic(), self._engine.usage(container)
+            try:
+                now, usage = time.monotonic(), self._engine.usage(container)
+            except GoneError:
+                continue
             before = self._before.get(container)
             self._before[container] = now, usage
             if before is not None and usage.cpu_seconds >= before[1].cpu_seconds:

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -27,9 +26,17 @@ Holder = tuple[int, str]
 """A process id, and when that process started in clock ticks since the boot."""
 
 
+def can_be_seen(proc: str = "/proc") -> bool:
+    """Whether the host's PID namespace and NVML are given."""
+    with suppress(OSError):
+        if os.readlink(f"{proc}/self/ns/pid") == HOST_PID_NAMESPACE:
+            return gpu.has_driver_library(os.environ)
+    return False
+
+
 def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
     """The processes of a container that hold VRAM; None where that cannot be seen."""
-    if not _sees_the_host(proc) or not gpu.has_driver_library(os.environ):
+    if not can_be_seen(proc):
         return None
     pids = _holding_vram()
     if pids is None:
@@ -82,15 +89,8 @@ def _holding_vram() -> frozenset[int] | None:
     found: list[frozenset[int] | None] = []
     thread = threading.Thread(target=lambda: found.append(gpu.processes()), daemon=True)
     thread.start()
-    deadline = time.monotonic() + NVML_SECONDS
-    thread.join(max(deadline - time.monotonic(), 0))
+    thread.join(NVML_SECONDS)
     return found[0] if found else None
-
-
-def _sees_the_host(proc: str) -> bool:
-    with suppress(OSError):
-        return os.readlink(f"{proc}/self/ns/pid") == HOST_PID_NAMESPACE
-    return False
 
 
 def _cgroups(pid: int, proc: str) -> str:

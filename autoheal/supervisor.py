@@ -110,7 +110,7 @@ class Supervisor:
             signal.signal(number, self._stop)
         self._notifier = Notifier(self._settings)
         self._ledger = self._open_ledger()
-        self._healer = Healer(self._engine, self._ledger)
+        self._healer = Healer(self._engine, self._ledger, self.own_id)
         self._leases = Leases(self._engine, Holder.this_process(self.own_id))
         self._ready_at = time.time() + self._settings.start_period
         if self._settings.start_period:
@@ -274,6 +274,7 @@ class Supervisor:
 
     def _forget(self, container: str) -> None:
         """A container was removed, perhaps by us."""
+        self._starts.pop(container, None)
         for incident in list(self._incidents.values()):
             if incident.container != container or incident.subject in self._healing:
                 continue
@@ -529,7 +530,8 @@ class Supervisor:
         rules = policy(sighting.labels, self._settings)
         action = request.action or Action.RESTART
         subject = sighting.subject
-        if not possible(action, sighting, rules):
+        itself = sighting.id == self.own_id and action is not Action.RESTART
+        if itself or not possible(action, sighting, rules):
             self._ledger.answer(request.id, f"{action} cannot be done to {sighting.name}")
             return
         now = time.time()

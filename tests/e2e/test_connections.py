@@ -44,10 +44,14 @@ def proxy_image(engine: docker.DockerClient) -> str:
 
 
 @pytest.fixture
-def hardened(proxy_image: str, label: str) -> Iterator[Callable[..., str]]:
+def hardened(proxy_image: str, label: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """compose.hardened.yaml, without Ollama, for this test's containers."""
     project = f"hardened-{uuid.uuid4().hex[:8]}"
-    files = ["compose.yaml", "compose.hardened.yaml"]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        f"services: {{autoheal: {{environment: {{AUTOHEAL_CONTAINER_LABEL: {label}}}}}}}"
+    )
+    files = ["compose.yaml", "compose.hardened.yaml", str(mine)]
     compose = ["docker", "compose", "--project-name", project]
     compose += [word for file in files for word in ("--file", file)]
     environment = {**os.environ, "HAPROXY_IMAGE": proxy_image}
@@ -64,9 +68,9 @@ def hardened(proxy_image: str, label: str) -> Iterator[Callable[..., str]]:
 
 
 def test_through_the_proxy_everything_that_healing_needs_passes_and_nothing_else(
-    hardened: Callable[..., str], patient: Callable[..., Patient]
+    hardened: Callable[..., str], patient: Callable[..., Patient], label: str
 ) -> None:
-    one = patient(labels={"autoheal": "true", "autoheal.action": "recreate"})
+    one = patient(labels={label: "true", "autoheal.action": "recreate"})
     hardened("up", "--detach", "--no-build", "--wait", "socket-proxy", "autoheal")
     before = one.attributes["Id"]
     fall_sick(one)
