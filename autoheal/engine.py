@@ -337,7 +337,9 @@ class Engine:
         if self._certificates:
             files = [f"{self._certificates}/{name}" for name in ("ca.pem", *_CLIENT[self._verify])]
             tls = TLSConfig(client_cert=(files[1], files[2]), ca_cert=files[0], verify=True)
-        client: Any = docker.APIClient(self.url, tls=tls, timeout=round(self._timeout))
+        client: Any = docker.APIClient(
+            self.url, version="1.41", tls=tls, timeout=round(self._timeout)
+        )
         # Variables of the environment (REQUESTS_CA_BUNDLE) would go before the certificates that
         # were given for the engine: psf/requests 3829.
         client.trust_env = False
