@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from autoheal.incident import Action, Attempt, Incident
 
@@ -55,6 +56,8 @@ CREATE INDEX operations_of ON operations (attempt);
 CREATE INDEX steps_of ON steps (operation);
 PRAGMA user_version = {VERSION};
 """
+
+_TABLES = ("incidents", "attempts", "operations", "steps", "pauses", "requests", "starts")
 
 _log = logging.getLogger("autoheal")
 
@@ -114,6 +117,28 @@ class Entry:
     steps: tuple[tuple[tuple[float, str, str], ...], ...] = field(default=())
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _survives(method: F) -> F:
+    """Do it in the spare ledger where the file fails in the middle of it: a heal must go on."""
+
+    @wraps(method)
+    def call(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            try:
+                return method(self, *args, **kwargs)
+            except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+                raise
+            except sqlite3.DatabaseError as error:
+                if self._db.in_transaction or self.problem is not None:
+                    raise  # for whoever began the transaction to survive
+                self._db = self._to_spare(error, self._db)
+                return method(self, *args, **kwargs)
+
+    return cast(F, call)
+
+
 class LedgerError(Exception):
     """A ledger cannot be opened beside the supervisor; the text says why."""
 
@@ -159,6 +184,7 @@ class Ledger:
             rows = db.execute("SELECT * FROM incidents WHERE closed IS NULL").fetchall()
             return [self._incident(row) for row in rows]
 
+    @_survives
     def save(self, incident: Incident) -> Incident:
         """Write down an incident; returns it with its row's id. Attempts are written by `begin`."""
         state = json.dumps(
@@ -182,6 +208,7 @@ class Ledger:
             )
             return replace(incident, id=row.lastrowid or 0)
 
+    @_survives
     def close(self, incident: Incident, outcome: str) -> None:
         """An incident is over."""
         with self._writing() as db:
@@ -190,6 +217,7 @@ class Ledger:
                 (time.time(), outcome, incident.id),
             )
 
+    @_survives
     def spent(self, subject: str, since: float) -> tuple[float, ...]:
         """When attempts at a subject began, in incidents that are over; a container that somebody
         made anew starts with a full budget."""
@@ -205,6 +233,7 @@ class Ledger:
 
     # -- attempts, operations and steps
 
+    @_survives
     def begin(
         self, incident: Incident, attempt: Attempt, plan: list[tuple[str, str, dict[str, Any]]]
     ) -> tuple[int, list[Operation]]:
@@ -223,6 +252,7 @@ class Ledger:
             number = row.lastrowid or 0
             return number, self.plan(number, plan)
 
+    @_survives
     def plan(self, attempt: int, plan: list[tuple[str, str, dict[str, Any]]]) -> list[Operation]:
         """More operations for an attempt under way."""
         with self._writing() as db:
@@ -236,6 +266,7 @@ class Ledger:
                 made.append(Operation(row.lastrowid or 0, kind, name, facts))
             return made
 
+    @_survives
     def step(self, operation: Operation, step: str, **facts: Any) -> Operation:
         """Write down that a step is about to be taken, and what is known by now."""
         after = replace(operation, step=step, facts={**operation.facts, **facts})
@@ -247,18 +278,21 @@ class Ledger:
             db.execute("INSERT INTO steps VALUES (?, ?, ?)", (operation.id, step, time.time()))
         return after
 
+    @_survives
     def reload(self, operation: Operation) -> Operation:
         """An operation as it is written down."""
         with self._reading() as db:
             row = db.execute("SELECT * FROM operations WHERE id = ?", (operation.id,)).fetchone()
-            return _operation(row)
+            return operation if row is None else _operation(row)
 
+    @_survives
     def finish(self, operation: Operation, outcome: str) -> Operation:
         """An operation is over."""
         with self._writing() as db:
             db.execute("UPDATE operations SET outcome = ? WHERE id = ?", (outcome, operation.id))
         return replace(operation, outcome=outcome)
 
+    @_survives
     def end(self, attempt: int, ended: Attempt) -> None:
         """An attempt is over."""
         with self._writing() as db:
@@ -302,6 +336,7 @@ class Ledger:
             where = "subject = ?" if subject != EVERYBODY else "? = '*'"
             return db.execute(f"DELETE FROM pauses WHERE {where}", (subject,)).rowcount > 0
 
+    @_survives
     def pauses(self, now: float) -> dict[str, float]:
         """Until when whom is paused, in seconds of the wall clock."""
         with self._reading() as db:
@@ -322,6 +357,7 @@ class Ledger:
             )
             return row.lastrowid or 0
 
+    @_survives
     def requests(self) -> list[Request]:
         """What was asked for and not answered yet."""
         with self._reading() as db:
@@ -330,6 +366,7 @@ class Ledger:
             )
             return [Request(i, s, Action(a) if a else None) for i, s, a in rows]
 
+    @_survives
     def answer(self, request: int, text: str) -> None:
         """Say what became of a request."""
         with self._writing() as db:
@@ -343,6 +380,7 @@ class Ledger:
 
     # -- history
 
+    @_survives
     def note_start(self, subject: str, seconds: float) -> None:
         """A container took so long from its start until it was healthy; the longest is kept."""
         with self._writing() as db:
@@ -380,6 +418,7 @@ class Ledger:
                 )
             return entries
 
+    @_survives
     def prune(self, days: int) -> None:
         """Forget what is over for so many days."""
         then = time.time() - days * 86_400
@@ -470,8 +509,9 @@ class Ledger:
                 copy.close()
                 old.close()
             spare = _connect(self._spare)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError:  # not even that: what is under way is still finished
             spare = _connect(":memory:")
+            spare.execute("PRAGMA foreign_keys = OFF")
         _log.error("%s", self.problem)
         self._on_problem(self.problem)
         return spare
@@ -483,32 +523,21 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; inner ones are part of the outer. Tried again in the spare ledger
-        where the file cannot be written."""
+        """One transaction; inner ones are part of the outer."""
         with self._lock:
             if self._db.in_transaction:
                 yield self._db
                 return
-            self._begin()
+            self._db.execute("BEGIN IMMEDIATE")
             try:
+                if self.problem is None:
+                    self._reserve()
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
-
-    def _begin(self) -> None:
-        """Begin a transaction that can be written to the end, in the spare ledger if need be."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            if self.problem is None:
-                self._reserve()
-        except sqlite3.OperationalError as error:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            self._db = self._to_spare(error, self._db)
-            self._db.execute("BEGIN IMMEDIATE")
 
     def _reserve(self) -> None:
         """Fails now, and not in mid-transaction, where the disk is full."""
@@ -572,7 +601,8 @@ def _connect(path: str) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(f"version {version}, not {VERSION}")
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its check finds faults")
-        db.execute("SELECT 1 FROM incidents, attempts, operations, pauses, requests LIMIT 1")
+        for table in _TABLES:
+            db.execute(f"SELECT 1 FROM {table} LIMIT 1")
     except sqlite3.DatabaseError:
         db.close()
         raise

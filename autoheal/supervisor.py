@@ -26,6 +26,7 @@ from autoheal.notify import Message, Notifier
 from autoheal.settings import Policy, Settings, policy
 from autoheal.turns import MINUTE_SECONDS, Ended, Waiting, broken_until, turns
 from autoheal.watch import Gone, Watch
+from probe.report import parse
 
 SHUTDOWN_SECONDS = 0.7
 """How long heals and messages under way are waited for; a successor finishes what is left."""
@@ -212,6 +213,9 @@ class Supervisor:
     def _follow(self, sighting: Sighting, rules: Policy, decision: Decision, now: float) -> None:
         """Do what was decided."""
         subject, verb = sighting.subject, decision.verb
+        verdict = parse(sighting.line)
+        attempts = len(self._incidents[subject].attempts)
+        key = f"{verb} {verdict.reason if verdict else ''} {attempts}"
         if verb is not Verb.ACT:
             self._turns.pop(subject, None)
         if verb is Verb.IGNORE:
@@ -220,18 +224,19 @@ class Supervisor:
             if since is not None:
                 self._later[subject] = since + rules.settle
         elif verb is Verb.TELL:
-            self._say_once(sighting, f"unhealthy, left alone: {decision.why}")
+            self._say_once(sighting, f"unhealthy, left alone: {decision.why}", key)
         elif verb is Verb.ASK:
-            if self._say_once(sighting, f"unhealthy, left alone: {decision.why}"):
+            if self._say_once(sighting, f"unhealthy, left alone: {decision.why}", key):
                 self._tell(News.OPERATOR, sighting.name, decision.why, rules)
         elif verb is Verb.GIVE_UP:
             self._give_up(sighting, rules, decision.why)
         elif verb is Verb.WAIT or now < self._ready_at:
             self._later[subject] = max(decision.until, self._ready_at)
-            words = decision.why.rpartition("; ")
-            self._say_once(sighting, f"unhealthy, waiting: {words[0] or words[2]}")
+            paused = " paused" if "paused" in decision.why else ""
+            words = decision.why if paused else decision.why.rpartition("; ")[0] or decision.why
+            self._say_once(sighting, f"unhealthy, waiting: {words}", key + paused)
         elif subject not in self._turns:
-            waiting = Waiting(subject, len(self._incidents[subject].attempts), now)
+            waiting = Waiting(subject, attempts, now)
             self._turns[subject] = _Turn(waiting, sighting, rules, decision)
 
     def _give_up(self, sighting: Sighting, rules: Policy, why: str) -> None:
@@ -299,13 +304,16 @@ class Supervisor:
             self._starts[sighting.id] = started
             self._ledger.note_start(sighting.subject, now - started)
 
-    def _say_once(self, sighting: Sighting, text: str) -> bool:
-        """Log a line unless this incident has had it; returns whether it was new."""
+    def _say_once(self, sighting: Sighting, text: str, key: str = "") -> bool:
+        """Log a line unless this incident has had it; returns whether it was new.
+
+        `key` stands for the line where its words change from check to check.
+        """
         incident = self._incidents[sighting.subject]
-        if text in incident.told:
+        if (key or text) in incident.told:
             return False
         _log.warning("%s: %s", sighting.name, text)
-        told = replace(incident, told=incident.told | {text})
+        told = replace(incident, told=incident.told | {key or text})
         self._incidents[sighting.subject] = self._ledger.save(told)
         return True
 
@@ -339,7 +347,11 @@ class Supervisor:
 
     def _in_thread(self, subject: str, work: Callable[[], _Done]) -> None:
         def run() -> None:
-            done = work()
+            try:
+                done = work()
+            except Exception as error:
+                _log.exception("%s: a fault of autoheal's own", subject)
+                done = _Done(subject, None, why_not=f"a fault of autoheal's own: {error!r}")
             self._done.put(done)
             self._watch.sightings.put(None)
 

@@ -111,8 +111,8 @@ def main() -> None:
     launcher.chmod(0o755)
     mine = [m for m in modules if m.partition(".")[0] == package]
     write(archive, modules, record(interpreter, start, args.fast, mine), small=bool(args.fast))
-    if whole:  # nothing that they need is missing
-        run([str(interpreter), "-IS", "-c", f"{start}import {', '.join(whole)}"])
+    if args.check:
+        run([str(interpreter), "-IS", "-c", start + args.check])
 
 
 def arguments() -> argparse.Namespace:
@@ -135,6 +135,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--whole", nargs="*", default=[], metavar="PACKAGE", help="whose modules find each other"
     )
+    options.add_argument("--check", metavar="CODE", help="must run in the bundle")
     return options.parse_args()
 
 

@@ -126,6 +126,19 @@ def test_one_that_cannot_be_written_goes_on_in_memory_and_says_so(tmp_path: Path
     assert Ledger("/nowhere/ledger.db", str(tmp_path)).open_incidents() == [one]
 
 
+def test_one_that_is_damaged_in_mid_heal_stops_no_heal(ledger: Ledger) -> None:
+    problems: list[str] = []
+    ledger.when_it_fails(problems.append)
+    number, [operation] = ledger.begin(incident(ledger), Attempt(NOW), [("restart", "x", {})])
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("DROP TABLE steps")
+    operation = ledger.step(operation, "restart", at=NOW)
+    assert ledger.reload(operation).name == "x"
+    ledger.finish(operation, "done")
+    ledger.end(number, Attempt(NOW, ended=NOW))
+    assert "cannot be written" in problems[0]
+
+
 def test_it_is_used_by_several_threads_at_once(ledger: Ledger) -> None:
     def work(n: int) -> None:
         for m in range(20):
