@@ -86,5 +86,5 @@ def over(before: Usage, now: Usage, seconds: float, settings: Settings) -> str:
         ("disk", io, settings.max_io_bytes, " bytes/s"),
     ):
         if limit is not None and value > limit:
-            found.append(f"{what} {value:.0f}{unit}, more than {limit:g}{unit}")
+            found.append(f"{what} {value:.0f}{unit}, more than {limit:.15g}{unit}")
     return f"over_limit: {'; '.join(found)}" if found else ""

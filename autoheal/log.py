@@ -58,11 +58,11 @@ class _Files(BaseRotatingHandler):
         pass  # a full disk must not stop the healing, nor fill the console
 
     def _new_name(self) -> str:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name, number = os.path.join(self._directory, f"{FILE_PREFIX}{stamp}"), 1
-        while os.path.exists(f"{name}-{number:03}.log"):
-            number += 1
-        return f"{name}-{number:03}.log"
+        """A name that sorts after all others, also after those begun in the same second."""
+        begin = f"{FILE_PREFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-"
+        same = [name for name in os.listdir(self._directory) if name.startswith(begin)]
+        numbers = [int(name[len(begin) : len(begin) + 3]) for name in same]
+        return os.path.join(self._directory, f"{begin}{max(numbers, default=0) + 1:03}.log")
 
     def _clear(self) -> None:
         names = sorted(n for n in os.listdir(self._directory) if n.startswith(FILE_PREFIX))

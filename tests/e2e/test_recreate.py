@@ -74,16 +74,20 @@ def name() -> Iterator[str]:
 
 
 def clean_up(*names: str) -> None:
-    """Remove all whose name begins with one of these."""
-    for kind, remove in (
-        (["ps", "--all"], ["rm", "--force", "--volumes"]),
-        (["network", "ls"], ["network", "rm"]),
-        (["volume", "ls"], ["volume", "rm"]),
-    ):
-        filters = [word for name in names for word in ("--filter", f"name={name}")]
-        found = docker_cli(*kind, "--quiet", *filters).split()
-        if found:
-            docker_cli(*remove, *found)
+    """Remove all whose name begins with one of these, and the volumes that they have."""
+    filters = [word for name in names for word in ("--filter", f"name={name}")]
+    volumes = docker_cli("volume", "ls", "--quiet", *filters).split()
+    containers = docker_cli("ps", "--all", "--quiet", *filters).split()
+    if containers:
+        # an anonymous one has been named since, and does not go with its container
+        form = "{{range .Mounts}}{{.Name}} {{end}}"
+        volumes += docker_cli("inspect", "--format", form, *containers).split()
+        docker_cli("rm", "--force", "--volumes", *containers)
+    networks = docker_cli("network", "ls", "--quiet", *filters).split()
+    if networks:
+        docker_cli("network", "rm", *networks)
+    if volumes:
+        docker_cli("volume", "rm", "--force", *sorted(set(volumes)))
 
 
 @pytest.fixture(scope="module")
