@@ -90,22 +90,19 @@ def status_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def history(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Past and present incidents, newest first, with their attempts and steps."""
-    return [
-        {
-            **asdict(entry),
-            "attempts": [
-                {
-                    **asdict(attempt),
-                    "steps": [
-                        {"at": at, "container": name, "step": step} for at, name, step in steps
-                    ],
-                }
-                for attempt, steps in zip(entry.attempts, entry.steps, strict=True)
-            ],
-            "steps": None,
-        }
-        for entry in entries
-    ]
+    rows = []
+    for entry in entries:
+        row = asdict(entry)
+        del row["steps"]  # each stands with its attempt
+        row["attempts"] = [
+            {
+                **asdict(attempt),
+                "steps": [{"at": at, "container": name, "step": step} for at, name, step in steps],
+            }
+            for attempt, steps in zip(entry.attempts, entry.steps, strict=True)
+        ]
+        rows.append(row)
+    return rows
 
 
 def history_text(entries: Sequence[Entry]) -> str:

@@ -135,7 +135,8 @@ def _containers(engine: Engine, settings: Settings, info: Mapping[str, Any]) -> 
         yield from (Finding("problem", f"{name}: {one}") for one in rules.problems)
         yield from _container(name, found, starts.get(name), info)
     if watched:
-        yield Finding("ok", f"{watched} containers are watched" if watched > 1 else "1 is watched")
+        noun = "container is" if watched == 1 else "containers are"
+        yield Finding("ok", f"{watched} {noun} watched")
     else:
         label = settings.label_filter or "a HEALTHCHECK"
         yield Finding("warning", "no container is watched", f"start one with the label {label}")
