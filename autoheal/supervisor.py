@@ -6,25 +6,23 @@ import logging
 import os
 import queue
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from types import FrameType
 
 from autoheal import heartbeat
+from autoheal.attempts import Attempts, Done, Turn
 from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, possible
-from autoheal.engine import Engine, EngineError, GoneError, UnreachableError
-from autoheal.heal import Healer, Result, plan, seconds_of
+from autoheal.engine import Engine, EngineError, GoneError
+from autoheal.heal import seconds_of
 from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting
-from autoheal.lease import Holder, Leases
-from autoheal.ledger import Ledger, Request, Unfinished
+from autoheal.ledger import Ledger, Request
 from autoheal.limits import Limits
 from autoheal.notify import Message, Notifier
 from autoheal.settings import Policy, Settings, policy
-from autoheal.turns import MINUTE_SECONDS, Ended, Waiting, broken_until, turns
+from autoheal.turns import Ended, Waiting, broken_until, turns
 from autoheal.watch import Gone, Watch
 from probe.report import parse
 
@@ -37,43 +35,9 @@ LOOK_AT_LEDGER_SECONDS = 1.0
 DEGRADED_SECONDS = 60.0
 """An engine that has not answered for so long is told of."""
 
-FRESH_SECONDS = 0.5
-"""A sighting older than this is made anew before anything is done."""
-
-OTHERS_LOOK_SECONDS = 30.0
-"""How soon to look again at a container that another supervisor heals."""
-
 PRUNE_SECONDS = 3600.0
 
 _log = logging.getLogger("autoheal")
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """A heal that waits for its turn, or has it."""
-
-    waiting: Waiting
-    sighting: Sighting
-    rules: Policy
-    decision: Decision
-    request: int | None = None
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What came of a turn: an attempt, or why there was none.
-
-    Attributes:
-        again: when to look again, in seconds of the wall clock; where there was no attempt.
-    """
-
-    subject: str
-    sighting: Sighting | None
-    attempt: Attempt | None = None
-    container: str = ""
-    why_not: str = ""
-    again: float | None = None
-    request: int | None = None
 
 
 class Supervisor:
@@ -91,11 +55,10 @@ class Supervisor:
         self._watch = Watch(self._engine, settings.label_filter, settings.interval, self._unsettled)
         self._limits = Limits(self._engine, settings, self._watch.look)
         self._incidents: dict[str, Incident] = {}
-        self._turns: dict[str, _Turn] = {}
-        self._healing: dict[str, threading.Thread] = {}
+        self._turns: dict[str, Turn] = {}
         self._begun: deque[float] = deque(maxlen=settings.max_per_minute)
         self._ended: deque[Ended] = deque(maxlen=16)
-        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._later: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._told_degraded: set[str] = set()
@@ -111,12 +74,13 @@ class Supervisor:
             signal.signal(number, self._stop)
         self._notifier = Notifier(self._settings)
         self._ledger = self._open_ledger()
-        self._healer = Healer(self._engine, self._ledger, self.own_id)
-        self._leases = Leases(self._engine, Holder.this_process(self.own_id))
+        self._attempts = Attempts(
+            self._engine, self._ledger, self.own_id, self._ended_one, self._degraded
+        )
         self._ready_at = time.time() + self._settings.start_period
         if self._settings.start_period:
             _log.info("healing starts in %g s", self._settings.start_period)
-        self._finish_what_was_begun()
+        self._attempts.finish_what_was_begun()
         self._watch.start()
         self._limits.start()
         beat = ledger_look = prune = 0.0
@@ -176,7 +140,7 @@ class Supervisor:
     def _consider(self, sighting: Sighting) -> None:
         now = time.time()
         subject = sighting.subject
-        if subject in self._healing or self._healer.is_busy(sighting.name):
+        if self._attempts.is_busy(subject, sighting.name):
             return
         if sighting.is_swarm_task and sighting.state != "running":
             return  # Swarm replaces it; it says nothing about its successor
@@ -237,7 +201,7 @@ class Supervisor:
             self._say_once(sighting, f"unhealthy, waiting: {words}", key + paused)
         elif subject not in self._turns:
             waiting = Waiting(subject, attempts, now)
-            self._turns[subject] = _Turn(waiting, sighting, rules, decision)
+            self._turns[subject] = Turn(waiting, sighting, rules, decision)
 
     def _give_up(self, sighting: Sighting, rules: Policy, why: str) -> None:
         incident = replace(self._incidents[sighting.subject], given_up=True)
@@ -273,15 +237,14 @@ class Supervisor:
         self._later.pop(incident.subject, None)
         self._turns.pop(incident.subject, None)
         if incident.attempts:
-            give_back = partial(self._leases.give_back, incident.subject)
-            threading.Thread(target=give_back, daemon=True).start()
+            self._attempts.give_lease_back(incident.subject)
         _log.info("%s: the incident is over (%s)", incident.subject, how)
 
     def _forget(self, container: str) -> None:
         """A container was removed, perhaps by us."""
         self._starts.pop(container, None)
         for incident in list(self._incidents.values()):
-            if incident.container != container or incident.subject in self._healing:
+            if incident.container != container or self._attempts.is_busy(incident.subject):
                 continue
             recent = time.time() - incident.opened < self._settings.defaults.window
             if incident.subject in self._services and recent:
@@ -333,7 +296,7 @@ class Supervisor:
         self._told_degraded.discard("heals")
         chosen = turns(
             (turn.waiting for turn in self._turns.values()),
-            len(self._healing),
+            self._attempts.count,
             list(self._begun),
             at_once=self._settings.max_at_once,
             per_minute=self._settings.max_per_minute,
@@ -343,112 +306,12 @@ class Supervisor:
             turn = self._turns.pop(subject)
             self._later.pop(subject, None)
             self._begun.append(now)
-            self._in_thread(subject, partial(self._heal, turn))
+            self._attempts.begin(turn, self._incidents[subject])
 
-    def _in_thread(self, subject: str, work: Callable[[], _Done]) -> None:
-        def run() -> None:
-            try:
-                done = work()
-            except Exception as error:
-                _log.exception("%s: a fault of autoheal's own", subject)
-                done = _Done(subject, None, why_not=f"a fault of autoheal's own: {error!r}")
-            self._done.put(done)
-            self._watch.sightings.put(None)
-
-        thread = threading.Thread(target=run, name=f"heal-{subject}", daemon=True)
-        self._healing[subject] = thread
-        thread.start()
-
-    def _heal(self, turn: _Turn) -> _Done:
-        """One attempt, in a thread of its own."""
-        sighting, rules, decision = turn.sighting, turn.rules, turn.decision
-        subject, action = sighting.subject, decision.action
-        none = _Done(subject, sighting, request=turn.request)
-        try:
-            if turn.request is None and time.time() - turn.waiting.since > FRESH_SECONDS:
-                fresh = self._engine.look(sighting.id)
-                if (fresh.state, fresh.health) != (sighting.state, sighting.health):
-                    return replace(none, why_not="it is not as it was", again=time.time())
-            held_until = self._take_lease(subject)
-            if held_until is not None:
-                return replace(
-                    none,
-                    why_not="another autoheal has this incident",
-                    again=min(held_until, time.time() + OTHERS_LOOK_SECONDS),
-                )
-            steps = plan(self._engine, sighting, action, rules)
-        except GoneError:
-            return replace(none, why_not="it is gone", again=time.time())
-        except EngineError as error:
-            return replace(none, why_not=str(error), again=time.time() + rules.backoff)
-        how = "is unhealthy: " if turn.request is None else "is to be healed: "
-        _log.warning("%s (%s) %s%s", sighting.name, sighting.id[:12], how, decision.why)
-        _log.info("%s: %s, with %d s to stop", sighting.name, _PRESENT[action], rules.stop_timeout)
-        attempt = Attempt(time.time(), action, decision.rung)
-        number, operations = self._ledger.begin(self._incidents[subject], attempt, steps)
-        result = self._healer.carry_out(number, operations, attempt.at)
-        return self._end(number, none, attempt, result)
-
-    def _end(self, number: int, none: _Done, attempt: Attempt, result: Result) -> _Done:
-        attempt = replace(
-            attempt,
-            ended=time.time(),
-            error=result.error,
-            left_stopped=result.left_stopped,
-        )
-        self._ledger.end(number, attempt)
-        return replace(none, attempt=attempt, container=result.container)
-
-    def _take_lease(self, subject: str) -> float | None:
-        try:
-            return self._leases.take(subject)
-        except UnreachableError:
-            raise
-        except EngineError as error:
-            self._degraded(
-                "lease", f"no lease can be taken, so beware of a second autoheal: {error}"
-            )
-            return None
-
-    def _finish_what_was_begun(self) -> None:
-        """Finish or undo what an earlier life was doing when it ended."""
-        for unfinished in self._ledger.unfinished():
-            _log.warning(
-                "%s: the %s of %s ago was not finished; seeing to it",
-                unfinished.incident.subject,
-                unfinished.action,
-                _ago(time.time() - unfinished.at),
-            )
-            subject = unfinished.incident.subject
-            self._in_thread(subject, partial(self._finish_one, unfinished))
-        threading.Thread(
-            target=self._drop_orphans, args=(set(self._incidents),), daemon=True
-        ).start()
-
-    def _drop_orphans(self, subjects: set[str]) -> None:
-        """An earlier life may have ended between an incident and its lease."""
-        while True:
-            try:
-                return self._leases.drop_orphans(subjects)
-            except UnreachableError:
-                time.sleep(LOOK_AT_LEDGER_SECONDS)
-            except EngineError as error:
-                return _log.debug("%s", error)
-
-    def _finish_one(self, one: Unfinished) -> _Done:
-        subject = one.incident.subject
-        none = _Done(subject, None)
-        while True:
-            try:
-                held_until = self._take_lease(subject)
-                break
-            except UnreachableError:
-                time.sleep(LOOK_AT_LEDGER_SECONDS)
-        if held_until is not None:
-            return replace(none, why_not="another autoheal is at it", again=held_until)
-        result = self._healer.carry_out(one.attempt, one.operations, one.at, resumed=True)
-        attempt = next(a for a in one.incident.attempts if a.at == one.at)
-        return self._end(one.attempt, none, attempt, result)
+    def _ended_one(self, done: Done) -> None:
+        """Called in the attempt's own thread."""
+        self._done.put(done)
+        self._watch.sightings.put(None)
 
     def _take_results(self) -> None:
         while True:
@@ -456,7 +319,7 @@ class Supervisor:
                 done = self._done.get_nowait()
             except queue.Empty:
                 return
-            self._healing.pop(done.subject, None)
+            self._attempts.is_over(done.subject)
             incident = self._incidents.get(done.subject)
             if done.attempt is None:
                 self._no_attempt(done)
@@ -466,13 +329,13 @@ class Supervisor:
                 error = done.attempt.error if done.attempt else done.why_not
                 self._ledger.answer(done.request, error or "done")
 
-    def _no_attempt(self, done: _Done) -> None:
+    def _no_attempt(self, done: Done) -> None:
         if done.subject in self._incidents and done.sighting is not None:
             self._say_once(done.sighting, f"not healed: {done.why_not}")
         if done.again is not None:
             self._later[done.subject] = done.again
 
-    def _attempted(self, done: _Done, attempt: Attempt, incident: Incident) -> None:
+    def _attempted(self, done: Done, attempt: Attempt, incident: Incident) -> None:
         attempts = (*(a for a in incident.attempts if a.at != attempt.at), attempt)
         incident = replace(
             incident,
@@ -529,7 +392,7 @@ class Supervisor:
 
     def _answer(self, request: Request) -> None:
         """Take a person's request for a heal; the turn answers it."""
-        if request.subject in self._healing:
+        if self._attempts.is_busy(request.subject):
             return  # after what is under way
         try:
             sighting = self._engine.look(request.subject)
@@ -556,9 +419,7 @@ class Supervisor:
         attempts = self._incidents[subject].attempts
         rung = attempts[-1].rung if attempts else -1
         decision = Decision(Verb.ACT, "a person asked for it", action=action, rung=rung)
-        self._turns[subject] = _Turn(
-            Waiting(subject, 0, now), sighting, rules, decision, request.id
-        )
+        self._turns[subject] = Turn(Waiting(subject, 0, now), sighting, rules, decision, request.id)
 
     def _tell(self, news: News, name: str, text: str, rules: Policy) -> None:
         if news in rules.notify:
@@ -581,23 +442,15 @@ class Supervisor:
 
     def _finish(self) -> None:
         end = time.monotonic() + SHUTDOWN_SECONDS
-        for thread in self._healing.values():
-            thread.join(max(end - time.monotonic(), 0))
+        left = self._attempts.join(end)
         self._take_results()
-        for subject in self._healing:
+        for subject in left:
             _log.info("%s: its heal is under way; it is finished at the next start", subject)
         self._notifier.finish(end - time.monotonic())
         _log.info("stopped")
         logging.shutdown()
         os._exit(0)  # threads that wait for the engine are not waited for
 
-
-_PRESENT = {
-    Action.RESTART: "restarting",
-    Action.RECREATE: "making it anew",
-    Action.REDEPLOY: "redeploying",
-    Action.STOP: "stopping",
-}
 
 _PAST = {
     Action.RESTART: "restarted",
@@ -610,10 +463,6 @@ _PAST = {
 def _is_of_interest(sighting: Sighting) -> bool:
     """Whether a container without an incident may need one."""
     return sighting.health is Health.UNHEALTHY or bool(sighting.complaint)
-
-
-def _ago(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < MINUTE_SECONDS else f"{seconds / 60:.0f} min"
 
 
 def own_container_id(mountinfo: str = "/proc/self/mountinfo") -> str | None:

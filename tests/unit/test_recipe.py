@@ -45,7 +45,7 @@ def test_a_host_name_is_kept_where_the_user_chose_it(name: str, mode: str, kept:
 
 
 def test_an_anonymous_volume_is_named_and_others_are_left_as_they_are() -> None:
-    mounts = [
+    mounts: list[dict[str, Any]] = [
         {"Type": "volume", "Name": "a" * 64, "Destination": "/data", "RW": True},
         {"Type": "volume", "Name": "named", "Destination": "/named", "RW": True},
         {"Type": "bind", "Source": "/etc", "Destination": "/etc2", "RW": False},
@@ -57,7 +57,9 @@ def test_an_anonymous_volume_is_named_and_others_are_left_as_they_are() -> None:
 
 
 def test_volumes_of_another_that_is_gone_are_taken_by_their_names() -> None:
-    mounts = [{"Type": "volume", "Name": "theirs", "Destination": "/v", "RW": False}]
+    mounts: list[dict[str, Any]] = [
+        {"Type": "volume", "Name": "theirs", "Destination": "/v", "RW": False}
+    ]
     old = inspection({"VolumesFrom": ["other:ro"]}, mounts)
     assert made(old)["HostConfig"]["VolumesFrom"] == ["other:ro"]
     assert made(old)["HostConfig"].get("Binds") is None
