@@ -194,7 +194,7 @@ class Attempts:
         attempt = replace(
             attempt, ended=ended, error=result.error, left_stopped=result.left_stopped
         )
-        self._ledger.end(number, attempt)
+        self._ledger.end(number, attempt, result.container)
         return replace(none, attempt=attempt, container=result.container)
 
     def _take_lease(self, subject: str) -> float | None:

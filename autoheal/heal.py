@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -50,6 +50,9 @@ ANSWER_SECONDS = 3.0
 """How long an engine may take to carry out what it was asked for, beside the stop timeout."""
 
 FOLLOWER_STOP_SECONDS = 10
+
+TRIES = 3
+"""So often is tried what comes after the heal itself: to clean up, to bring back a follower."""
 
 UPDATE_SECONDS = 1800.0
 """The longest that a Swarm update is watched; it goes on without us."""
@@ -164,10 +167,11 @@ class Healer:
                     operation = self._take(operation)
                 if operation.outcome in ("failed", "undone"):
                     error = error or "autoheal was ended in the middle of it"
-                    continue
             except HealError as problem:
                 error = error or str(problem)
-                continue
+                operation = self._ledger.reload(operation)
+            if operation.outcome != "done" and not operation.facts.get("stopped"):
+                continue  # nothing was done to it that anybody would have to follow
             new = operation.facts.get("new_id")
             old = operation.facts.get("id", "")
             if new and operation.outcome == "done":
@@ -343,9 +347,24 @@ class Healer:
                     raise EngineError(f"the new {name} ended at once, with {code}")
             operation = ledger.step(operation, "remove")
         if operation.step == "remove":
-            with suppress(GoneError):
-                engine.remove(old)
+            self._remove(old)
         return operation
+
+    def _remove(self, container: str) -> None:
+        """Remove what was set aside; the engine may need a moment to let go of it."""
+        for tries_left in range(TRIES - 1, -1, -1):
+            try:
+                self._engine.remove(container)
+            except GoneError:
+                pass
+            except UnreachableError:
+                raise
+            except EngineError:
+                if not tries_left:
+                    raise
+                time.sleep(RETRY_SECONDS)
+                continue
+            return
 
     def _create(self, operation: Operation) -> str:
         """Make the new container, under its own name and not started; returns its id."""
@@ -490,16 +509,28 @@ class Healer:
             facts = {"id": one.id, "stop_timeout": FOLLOWER_STOP_SECONDS, "follows": True}
             if follower.anew:
                 facts |= {"successors": replaced, "runs": runs}
-            [operation] = self._ledger.plan(attempt, [(kind, one.name, facts)])
             _log.info("%s: %s, as it depends on what was healed", one.name, kind)
             try:
-                operation = self._take(operation)
+                operation = self._follow(attempt, (kind, one.name, facts))
             except HealError as error:
                 problems.append(f"{one.name}, which depends on it: {error}")
                 continue
             if follower.anew:
                 replaced[one.id] = operation.facts["new_id"]
         return "; ".join(problems) or None
+
+    def _follow(self, attempt: int, planned: tuple[str, str, dict[str, Any]]) -> Operation:
+        """Bring one follower back; it has no incident of its own that would try again."""
+        for tries_left in range(TRIES - 1, -1, -1):
+            [operation] = self._ledger.plan(attempt, [planned])
+            try:
+                return self._take(operation)
+            except HealError as error:
+                if not tries_left:
+                    raise
+                _log.warning("%s: %s; trying again", operation.name, error)
+                time.sleep(RETRY_SECONDS)
+        raise AssertionError("unreachable")
 
     def _neighbours(self) -> list[Neighbour]:
         while True:

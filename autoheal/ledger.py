@@ -293,9 +293,15 @@ class Ledger:
         return replace(operation, outcome=outcome)
 
     @_survives
-    def end(self, attempt: int, ended: Attempt) -> None:
-        """An attempt is over."""
+    def end(self, attempt: int, ended: Attempt, container: str = "") -> None:
+        """An attempt is over; `container` is the id that its container has now."""
         with self._writing() as db:
+            if container:
+                db.execute(
+                    "UPDATE incidents SET container = ? "
+                    "WHERE id = (SELECT incident FROM attempts WHERE id = ?)",
+                    (container, attempt),
+                )
             db.execute(
                 "UPDATE attempts SET ended = ?, error = ?, left_stopped = ? WHERE id = ?",
                 (ended.ended, ended.error, ended.left_stopped, attempt),
