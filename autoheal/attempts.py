@@ -27,6 +27,9 @@ OTHERS_LOOK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 """How often an engine that does not answer is asked again for a lease."""
 
+RECENT_INCIDENTS = 100
+"""So many incidents back an earlier life's lease is looked for."""
+
 _log = logging.getLogger("autoheal")
 
 
@@ -133,8 +136,10 @@ class Attempts:
                 "%s: the %s of %.0f s ago was not finished; seeing to it", subject, action, seconds
             )
             self._in_thread(subject, partial(self._finish, one))
-        subjects = {incident.subject for incident in self._ledger.open_incidents()}
-        drop = partial(self._drop_orphans, subjects)
+        entries = self._ledger.history(None, RECENT_INCIDENTS)
+        still_open = {entry.subject for entry in entries if entry.closed is None}
+        over = {entry.subject for entry in entries} - still_open
+        drop = partial(self._drop_orphans, over)
         threading.Thread(target=drop, daemon=True).start()
 
     def _in_thread(self, subject: str, work: Callable[[], Done]) -> None:

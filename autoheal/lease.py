@@ -97,13 +97,13 @@ class Leases:
                     self._engine.unclaim(name)
 
     def drop_orphans(self, subjects: Collection[str]) -> None:
-        """Drop the leases of the dead, but those of incidents that are open here.
+        """Drop the leases of the dead on these subjects, whose incidents are over.
 
         Raises:
             EngineError: when the engine does not say which there are.
         """
         for name, labels in self._engine.claims(_SUBJECT).items():
-            if labels[_SUBJECT] not in subjects and self._may_take(labels, time.time()):
+            if labels[_SUBJECT] in subjects and self._may_take(labels, time.time()):
                 with suppress(EngineError):
                     self._engine.unclaim(name)
 
