@@ -83,6 +83,7 @@ def older_engine() -> Iterator[tuple[str, str]]:
         finally:
             daemon.terminate()
             daemon.wait(60)
+            works(["umount", f"{directory}/exec/netns/default"])
             run(["ip", "netns", "delete", namespace])
 
 
@@ -105,7 +106,7 @@ def _fetch() -> None:
         # The command line stays the newer one, which has Compose.
         (Path(directory) / "programs/usr/bin/docker").unlink()
         PROGRAMS.parent.mkdir(exist_ok=True)
-        shutil.copytree(f"{directory}/programs", PROGRAMS)
+        shutil.copytree(f"{directory}/programs", PROGRAMS, symlinks=True)
 
 
 if __name__ == "__main__":
