@@ -94,14 +94,17 @@ def clean_up(*names: str) -> None:
 def image_with_volume(engine: docker.DockerClient) -> Iterator[str]:
     """An image with a volume, a command, an environment, a user and a health check of its own."""
     tag = "autoheal-zoo:latest"
-    source = engine.containers.create(AUTOHEAL)
-    changes = (
-        "VOLUME /data\nENV FROM_IMAGE=yes\nLABEL from.image=yes\nEXPOSE 8080\nUSER 1000:1000\n"
-        'WORKDIR /tmp\nENTRYPOINT ["/bin/sleep"]\nCMD ["1000"]\nSTOPSIGNAL SIGKILL\n'
-        "HEALTHCHECK --interval=1h CMD true"
+    recipe = (
+        f"FROM {AUTOHEAL}\nVOLUME /data\nENV FROM_IMAGE=yes\nLABEL from.image=yes\nEXPOSE 8080\n"
+        'USER 1000:1000\nWORKDIR /tmp\nENTRYPOINT ["/bin/sleep"]\nCMD ["1000"]\n'
+        "STOPSIGNAL SIGKILL\nHEALTHCHECK --interval=1h CMD true\n"
     )
-    source.commit("autoheal-zoo", "latest", changes=changes.split("\n"))
-    source.remove()
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", tag, "-"],
+        input=recipe.encode(),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     yield tag
     engine.images.remove(tag, force=True)
 
@@ -257,7 +260,13 @@ def test_a_container_of_any_shape_is_made_again_alike(
     api = tuple(map(int, engine.version()["ApiVersion"].split(".")))
     if "--mac-address" in SHAPES[shape] and api < (1, 44):
         pytest.skip("the newer command line cannot say this to an older engine")
-    assert_alike(zoo[shape].result())
+    try:
+        made = zoo[shape].result()
+    except AssertionError as error:
+        if "unable to apply caps" in str(error):
+            pytest.skip("this machine does not let an older engine run privileged containers")
+        raise
+    assert_alike(made)
 
 
 def assert_made_again_alike(name: str, recreate: Remaker) -> None:
