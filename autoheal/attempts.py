@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from autoheal.decide import Decision
-from autoheal.engine import Engine, EngineError, GoneError, UnreachableError
+from autoheal.engine import Engine, EngineError, GoneError, UnreachableError, until_answered
 from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident, Sighting
 from autoheal.lease import Holder, Leases
@@ -23,9 +23,6 @@ FRESH_SECONDS = 0.5
 
 OTHERS_LOOK_SECONDS = 30.0
 """How soon to look again at a container that another supervisor heals."""
-
-RETRY_SECONDS = 1.0
-"""How often an engine that does not answer is asked again for a lease."""
 
 RECENT_INCIDENTS = 100
 """So many incidents back an earlier life's lease is looked for."""
@@ -182,12 +179,7 @@ class Attempts:
 
     def _finish(self, one: Unfinished) -> Done:
         none = Done(one.incident.subject, None)
-        while True:
-            try:
-                held_until = self._take_lease(one.incident.subject)
-                break
-            except UnreachableError:
-                time.sleep(RETRY_SECONDS)
+        held_until = until_answered(partial(self._take_lease, one.incident.subject))
         if held_until is not None:
             return replace(none, why_not="another autoheal is at it", again=held_until)
         result = self._healer.carry_out(one.attempt, one.operations, one.at, resumed=True)
@@ -214,13 +206,10 @@ class Attempts:
 
     def _drop_orphans(self, subjects: set[str]) -> None:
         """An earlier life may have ended between an incident and its lease."""
-        while True:
-            try:
-                return self._leases.drop_orphans(subjects)
-            except UnreachableError:
-                time.sleep(RETRY_SECONDS)
-            except EngineError as error:
-                return _log.debug("%s", error)
+        try:
+            until_answered(partial(self._leases.drop_orphans, subjects))
+        except EngineError as error:
+            _log.debug("%s", error)
 
 
 _DOING = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ class EngineError(Exception):
 
 class UnreachableError(EngineError):
     """There was no answer: nobody knows whether the call was carried out."""
+
+
+RETRY_SECONDS = 1.0
+"""How often an engine that does not answer is asked again in the middle of something."""
 
 
 class GoneError(EngineError):
@@ -100,6 +105,15 @@ class Usage:
 _KINDS = {403: ForbiddenError, 404: GoneError, 409: ConflictError}
 
 T = TypeVar("T")
+
+
+def until_answered(call: Callable[[], T]) -> T:
+    """Call until the engine answers, be it with another `EngineError`."""
+    while True:
+        try:
+            return call()
+        except UnreachableError:
+            time.sleep(RETRY_SECONDS)
 
 
 class Engine:

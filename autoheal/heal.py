@@ -19,12 +19,14 @@ from typing import Any, Literal
 
 from autoheal import stale
 from autoheal.engine import (
+    RETRY_SECONDS,
     ConflictError,
     Engine,
     EngineError,
     GoneError,
     Neighbour,
     UnreachableError,
+    until_answered,
 )
 from autoheal.followers import followers
 from autoheal.incident import (
@@ -42,9 +44,6 @@ from autoheal.settings import Policy
 
 STAYS_UP_SECONDS = 1.0
 """A new container that runs for this long runs; the old one is removed then."""
-
-RETRY_SECONDS = 1.0
-"""How often an engine that does not answer is asked again in mid-operation."""
 
 ANSWER_SECONDS = 3.0
 """How long an engine may take to carry out what it was asked for, beside the stop timeout."""
@@ -494,7 +493,7 @@ class Healer:
         """Bring back what depends on the healed; returns what did not come back, if anything."""
         done = {operation.facts.get("id") for operation in operations}
         try:
-            found = followers(healed, replaced, self._neighbours())
+            found = followers(healed, replaced, until_answered(self._engine.neighbours))
         except (EngineError, HealError) as error:
             return f"what depends on it was not brought back: {error}"
         problems = []
@@ -531,13 +530,6 @@ class Healer:
                 _log.warning("%s: %s; trying again", operation.name, error)
                 time.sleep(RETRY_SECONDS)
         raise AssertionError("unreachable")
-
-    def _neighbours(self) -> list[Neighbour]:
-        while True:
-            try:
-                return self._engine.neighbours()
-            except UnreachableError:
-                time.sleep(RETRY_SECONDS)
 
     def _stopped_since(self, one: Neighbour, began: float) -> bool:
         """Whether it ended because of what we did: some end with the one they depend on."""

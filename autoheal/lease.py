@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 from autoheal.engine import Engine, EngineError
+from autoheal.processes import started
 
 SECONDS = 900.0
 """For how long a lease holds: longer than any backoff. A holder that is known to be dead loses it
@@ -47,7 +48,7 @@ class Holder:
     def this_process(cls, container: str | None) -> Holder:
         """The life that calls this."""
         pid = os.getpid()
-        return cls(socket.gethostname(), container or "", _boot(), pid, _started(pid) or "")
+        return cls(socket.gethostname(), container or "", _boot(), pid, started(pid) or "")
 
 
 class Leases:
@@ -92,9 +93,7 @@ class Leases:
         """The incident is over: nobody holds it any more, nor does an earlier life of ours."""
         self._held.discard(subject)
         with suppress(EngineError):  # it runs out by itself
-            for name, labels in self._engine.claims(f"{_SUBJECT}={subject}").items():
-                if self._may_take(labels, time.time()):
-                    self._engine.unclaim(name)
+            self.drop_orphans({subject})
 
     def drop_orphans(self, subjects: Collection[str]) -> None:
         """Drop the leases of the dead on these subjects, whose incidents are over.
@@ -130,7 +129,7 @@ class Leases:
             return found is None or not found["State"]["Running"]
         if mine.container or other.host != mine.host:
             return False  # nothing to see from here
-        return other.boot != mine.boot or _started(other.pid) != other.started
+        return other.boot != mine.boot or started(other.pid) != other.started
 
 
 def _name(subject: str, number: int) -> str:
@@ -143,12 +142,3 @@ def _boot() -> str:
             return file.read().strip()
     except OSError:
         return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process started; None when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return None

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from autoheal.processes import started
 from probe import gpu
 
 HOST_PID_NAMESPACE = "pid:[4026531836]"
@@ -42,9 +43,9 @@ def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
     if pids is None:
         return None
     return [
-        (pid, started)
+        (pid, begun)
         for pid in sorted(pids)
-        if container in _cgroups(pid, proc) and (started := _started(pid, proc)) is not None
+        if container in _cgroups(pid, proc) and (begun := started(pid, proc)) is not None
     ]
 
 
@@ -62,17 +63,17 @@ def end(container: str, before: Sequence[Sequence[object]], proc: str = "/proc")
     known = {(one[0], one[1]) for one in before}
     ended = []
     for pid in sorted(_holding_vram() or ()):
-        started = _started(pid, proc)
-        if (pid, started) in known or (started and container in _cgroups(pid, proc)):
+        begun = started(pid, proc)
+        if (pid, begun) in known or (begun and container in _cgroups(pid, proc)):
             with suppress(OSError):  # it has ended by itself
-                ended.append(_end(pid, started, proc))
+                ended.append(_end(pid, begun, proc))
     return ended
 
 
-def _end(pid: int, started: str | None, proc: str) -> str:
+def _end(pid: int, begun: str | None, proc: str) -> str:
     handle = os.pidfd_open(pid)
     try:
-        if _started(pid, proc) != started:
+        if started(pid, proc) != begun:
             raise ProcessLookupError(pid)
         what = f"process {pid}"
         for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
@@ -99,11 +100,3 @@ def _cgroups(pid: int, proc: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _started(pid: int, proc: str) -> str | None:
-    try:
-        with open(f"{proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import re
 import shutil
@@ -494,3 +496,34 @@ def private_engine() -> Iterator[PrivateEngine]:
     if one.process is not None and one.process.poll() is None:
         one.stop()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+class Hook:
+    """A receiver of JSON by POST; what it was told, and where it listens."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.arrived = threading.Event()
+        hook = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                hook.told.append(json.loads(self.rfile.read(length)))
+                self.send_response(204)
+                self.end_headers()
+                hook.arrived.set()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    one = Hook()
+    yield one
+    one.server.shutdown()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from tests.e2e.conftest import (
     ROOT,
     SECOND,
     Autoheal,
+    Hook,
     Ollama,
     Patient,
     PrivateEngine,
@@ -218,23 +217,8 @@ def test_sigterm_ends_it_within_a_second_and_cuts_off_no_restart(
 
 
 def test_the_webhook_and_the_script_of_docker_autoheal_are_told(
-    patient: Callable[..., Patient], autoheal: Start, tmp_path: Path
+    patient: Callable[..., Patient], autoheal: Start, tmp_path: Path, hook: Hook
 ) -> None:
-    told: list[object] = []
-    arrived = threading.Event()
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-            arrived.set()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    hook = http.server.HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=hook.serve_forever, daemon=True).start()
     script = tmp_path / "script"
     script.write_text(
         f'#!/bin/sh\necho "$@" > {tmp_path}/.told && mv {tmp_path}/.told {tmp_path}/told\n'
@@ -242,7 +226,7 @@ def test_the_webhook_and_the_script_of_docker_autoheal_are_told(
     script.chmod(0o755)
     one = patient()
     healer = autoheal(
-        WEBHOOK_URL=f"http://127.0.0.1:{hook.server_port}/secret",
+        WEBHOOK_URL=f"http://127.0.0.1:{hook.port}/secret",
         WEBHOOK_JSON_KEY="content",
         POST_RESTART_SCRIPT=str(script),
         AUTOHEAL_DEFAULT_STOP_TIMEOUT="3",
@@ -250,10 +234,9 @@ def test_the_webhook_and_the_script_of_docker_autoheal_are_told(
     healer.wait_line(WATCHING)
     fall_sick(one)
     healer.wait_line("is healthy again")
-    assert arrived.wait(10)
-    hook.shutdown()
+    assert hook.arrived.wait(10)
     name, short = one.name, one.container.short_id
-    [message] = told
+    [message] = hook.told
     assert isinstance(message, dict)
     assert message["content"].startswith(
         f"Container {name} ({short}) found to be unhealthy. Successfully restarted the container!"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,16 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from tests.e2e.conftest import AUTOHEAL, MILLISECOND, ROOT, SECOND, Autoheal, Patient, fall_sick
+from tests.e2e.conftest import (
+    AUTOHEAL,
+    MILLISECOND,
+    ROOT,
+    SECOND,
+    Autoheal,
+    Hook,
+    Patient,
+    fall_sick,
+)
 from tests.nvml import HEALTHY, Nvml
 
 Start = Callable[..., Autoheal]
@@ -253,28 +260,14 @@ def test_one_that_uses_more_than_it_may_is_healed_with_that_reason(
 
 
 def test_a_dead_receiver_delays_nothing_and_no_secret_reaches_the_log(
-    patient: Patients, autoheal: Start
+    patient: Patients, autoheal: Start, hook: Hook
 ) -> None:
-    got: list[dict[str, Any]] = []
-    arrived = threading.Event()
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-            arrived.set()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    hook = http.server.HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=hook.serve_forever, daemon=True).start()
+    got, arrived, port = hook.told, hook.arrived, hook.port
     one = patient()
     healer = autoheal(
         WEBHOOK_URL="http://127.0.0.1:9/hidden",
         APPRISE_URL="http://127.0.0.1:9/hidden",
-        AUTOHEAL_NOTIFY_URLS=f"json://127.0.0.1:9/hidden json://127.0.0.1:{hook.server_port}/hidden",
+        AUTOHEAL_NOTIFY_URLS=f"json://127.0.0.1:9/hidden json://127.0.0.1:{port}/hidden",
         **PROMPT,
     )
     healer.wait_line(WATCHING)
@@ -285,7 +278,6 @@ def test_a_dead_receiver_delays_nothing_and_no_secret_reaches_the_log(
     assert "Successfully restarted the container!" in got[0]["message"]
     healer.wait_line("the webhook: it could not be reached .*; again in 5 s")
     healer.wait_line("receiver 1 of AUTOHEAL_NOTIFY_URLS: .*; again in 5 s")
-    hook.shutdown()
     assert not [line for line in healer.lines if "hidden" in line or ":9" in line]
 
 
