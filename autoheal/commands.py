@@ -28,7 +28,7 @@ def status(engine: Engine, ledger: Ledger, settings: Settings) -> list[dict[str,
     """
     now = time.time()
     open_incidents = {one.subject: one for one in ledger.open_incidents()}
-    last = {e.subject: e for e in reversed(ledger.history(None, 1000)) if e.attempts}
+    last = ledger.last_attempts()
     rows = []
     for row in engine.containers(settings.label_filter):
         try:
@@ -42,7 +42,7 @@ def status(engine: Engine, ledger: Ledger, settings: Settings) -> list[dict[str,
             seen.subject, spent=ledger.spent(seen.subject, now - rules.window)
         )
         verdict = parse(seen.line)
-        attempt = last[seen.subject].attempts[-1] if seen.subject in last else None
+        attempt = last.get(seen.subject)
         rows.append(
             {
                 "container": seen.name,

@@ -72,7 +72,7 @@ class Operation:
         name: of the container, service or stack.
         facts: what a successor needs to know; grows with the steps.
         step: the last one begun; `planned` before the first.
-        outcome: done, undone, skipped or failed; None while it is open.
+        outcome: done, undone or failed; None while it is open.
     """
 
     id: int
@@ -401,6 +401,15 @@ class Ledger:
         with self._reading() as db:
             return dict(db.execute("SELECT * FROM starts"))
 
+    def last_attempts(self) -> dict[str, Attempt]:
+        """The last attempt at each subject."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT subject, attempts.* FROM attempts JOIN incidents "
+                "ON incidents.id = incident ORDER BY attempts.id"
+            )
+            return {row["subject"]: _attempt(row) for row in rows}
+
     def history(self, subject: str | None, limit: int) -> list[Entry]:
         """The last incidents, newest first, of one subject or of all."""
         with self._reading() as db:
@@ -558,13 +567,7 @@ class Ledger:
         )
         return Incident(
             *(row["subject"], row["container"], row["opened"], row["why"]),
-            attempts=tuple(
-                Attempt(
-                    *(a["at"], Action(a["action"]), a["rung"], a["ended"]),
-                    *(a["error"], a["left_stopped"]),
-                )
-                for a in attempts
-            ),
+            attempts=tuple(map(_attempt, attempts)),
             healthy_since=state["healthy_since"],
             given_up=state["given_up"],
             told=frozenset(state["told"]),
@@ -579,6 +582,13 @@ class Ledger:
             (attempt,),
         )
         return tuple((at, name, step) for at, name, step in rows)
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    return Attempt(
+        *(row["at"], Action(row["action"]), row["rung"], row["ended"]),
+        *(row["error"], row["left_stopped"]),
+    )
 
 
 def _operation(row: sqlite3.Row) -> Operation:
