@@ -58,6 +58,9 @@ UPDATE_SECONDS = 1800.0
 
 UPDATE_LOOK_SECONDS = 1.0
 
+_OF_CONTAINERS = (Action.RESTART, Action.RECREATE, Action.STOP)
+"""The operations on one container; the others are on a Swarm service or stack."""
+
 Plan = list[tuple[str, str, dict[str, Any]]]
 """Kind, name and facts of each operation, in order."""
 
@@ -74,7 +77,7 @@ class Result:
 
     Attributes:
         error: why it failed; None when it did not.
-        container: the id that the healed container has now.
+        container: the id that the healed container has now; empty where Swarm made others.
         left_stopped: its `finished_at`, when the failure left it stopped.
     """
 
@@ -90,7 +93,7 @@ def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> 
         EngineError: when the engine does not tell what belongs together.
     """
     facts = {"id": sighting.id, "stop_timeout": policy.stop_timeout}
-    if action in (Action.RESTART, Action.RECREATE, Action.STOP):
+    if action in _OF_CONTAINERS:
         return [(action, sighting.name, facts)]
     if not sighting.is_swarm_task:
         mine = {key: sighting.labels[key] for key in (COMPOSE_PROJECT, COMPOSE_SERVICE)}
@@ -180,8 +183,8 @@ class Healer:
         if kinds & {Action.RESTART, Action.RECREATE} and healed:
             behind = self._bring_back_followers(attempt, healed, replaced, operations, began)
             error = error or behind
-        first = operations[0] if operations else None
-        old = first.facts.get("id", "") if first else ""
+        containers = [one for one in operations if one.kind in _OF_CONTAINERS]
+        old = containers[0].facts.get("id", "") if containers else ""
         now = replaced.get(old, old)
         return Result(error, now, self._left_stopped(now, began) if error else None)
 

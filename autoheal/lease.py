@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -22,6 +22,9 @@ from autoheal.processes import started
 SECONDS = 900.0
 """For how long a lease holds: longer than any backoff. A holder that is known to be dead loses it
 at once."""
+
+FORGOTTEN_SECONDS = 86_400.0
+"""A lease that ran out so long ago is dropped by whoever sees it."""
 
 _SUBJECT, _HOLDER, _UNTIL = "autoheal.lease", "autoheal.lease.holder", "autoheal.lease.until"
 
@@ -96,13 +99,16 @@ class Leases:
             self.drop_orphans({subject})
 
     def drop_orphans(self, subjects: Collection[str]) -> None:
-        """Drop the leases of the dead on these subjects, whose incidents are over.
+        """Drop the leases of the dead on these subjects, whose incidents are over, and whatever
+        ran out long ago: its holder is gone for good.
 
         Raises:
             EngineError: when the engine does not say which there are.
         """
+        now = time.time()
         for name, labels in self._engine.claims(_SUBJECT).items():
-            if labels[_SUBJECT] in subjects and self._may_take(labels, time.time()):
+            mine = labels[_SUBJECT] in subjects and self._may_take(labels, now)
+            if mine or 0 < _until(labels) < now - FORGOTTEN_SECONDS:
                 with suppress(EngineError):
                     self._engine.unclaim(name)
 
@@ -113,11 +119,10 @@ class Leases:
 
     def _may_take(self, labels: dict[str, str], now: float) -> bool:
         try:
-            until = float(labels[_UNTIL])
             holder = Holder(**json.loads(labels[_HOLDER]))
         except (LookupError, ValueError, TypeError):
             return True  # not written by us
-        return now >= until or holder == self._holder or self._is_dead(holder)
+        return now >= _until(labels) or holder == self._holder or self._is_dead(holder)
 
     def _is_dead(self, other: Holder) -> bool:
         """Whether a holder certainly lives no more."""
@@ -130,6 +135,14 @@ class Leases:
         if mine.container or other.host != mine.host:
             return False  # nothing to see from here
         return other.boot != mine.boot or started(other.pid) != other.started
+
+
+def _until(labels: Mapping[str, str]) -> float:
+    """Until when a lease holds; 0 for one that cannot be read."""
+    try:
+        return float(labels[_UNTIL])
+    except (LookupError, ValueError):
+        return 0.0
 
 
 def _name(subject: str, number: int) -> str:

@@ -228,6 +228,30 @@ def test_the_lease_of_a_supervisor_that_was_killed_is_taken_over_at_once(
     successor.wait_line("the incident is over")
 
 
+def test_a_lease_that_was_forgotten_is_dropped_and_one_that_holds_is_not(
+    autoheal: Start, engine: docker.DockerClient, label: str
+) -> None:
+    now = time.time()
+    holder = {"host": "elsewhere", "container": "", "boot": "", "pid": 1, "started": "1"}
+    for name, until in (("held", now + 60), ("forgotten", now - 2 * 86_400)):
+        claim = {
+            "autoheal.lease": f"{label}-{name}",
+            "autoheal.lease.holder": json.dumps(holder),
+            "autoheal.lease.until": f"{until:.3f}",
+        }
+        engine.volumes.create(f"autoheal-lease-{label}-{name}", labels=claim)
+    autoheal(**PROMPT)
+    next(
+        engine.api.events(
+            decode=True,
+            since=int(now),
+            until=int(now) + 60,
+            filters={"volume": f"autoheal-lease-{label}-forgotten", "event": "destroy"},
+        )
+    )
+    engine.volumes.get(f"autoheal-lease-{label}-held").remove()
+
+
 def test_a_group_goes_together(patient: Patients, autoheal: Start, label: str) -> None:
     group = {"autoheal.group": label}
     one, other = patient(labels={label: "true", **group}), patient(labels=group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -83,7 +84,15 @@ def specification(service: str) -> Any:
     return json.loads(docker_cli("service", "inspect", service))[0]["Spec"]
 
 
-def redeploy(service: str, directory: Path, policy: Policy) -> tuple[list[str], Result]:
+def update_state(service: str) -> Any:
+    return (json.loads(docker_cli("service", "inspect", service))[0].get("UpdateStatus") or {}).get(
+        "State"
+    )
+
+
+def redeploy(
+    service: str, directory: Path, policy: Policy, once_planned: Callable[[], None] = lambda: None
+) -> tuple[list[str], Result]:
     """Redeploy by the healer itself; the names of what it took in hand, and the result."""
     engine = Engine(Settings(), os.environ)
     ledger = Ledger(str(directory / "ledger.db"), str(directory))
@@ -93,6 +102,7 @@ def redeploy(service: str, directory: Path, policy: Policy) -> tuple[list[str], 
     incident = ledger.save(Incident(service, sighting.id, time.time(), "a test"))
     attempt = Attempt(time.time(), Action.REDEPLOY)
     number, operations = ledger.begin(incident, attempt, steps)
+    once_planned()
     result = Healer(engine, ledger).carry_out(number, operations, attempt.at)
     return [operation.name for operation in operations], result
 
@@ -104,6 +114,7 @@ def test_a_service_is_made_anew_under_its_own_update_policy_and_nothing_else_abo
     before, task = specification(name), healthy_tasks(name)
     names, result = redeploy(name, tmp_path, Policy())
     assert (names, result.error) == ([name], None)
+    assert result.container == ""  # a service is no container
     wait_for(lambda: healthy_tasks(name))
     assert healthy_tasks(name) != task
     after = specification(name)
@@ -157,3 +168,19 @@ def test_swarm_has_the_first_try_and_what_comes_of_an_update_is_told(
     healer.wait_line(f"{name}.* is healthy again")
     healer.wait_line(f"{name}: the incident is over")
     assert not [line for line in healer.lines if "restarting" in line]
+
+
+def test_an_update_that_swarm_rolls_back_is_told_as_failed(
+    service: Callable[..., str], tmp_path: Path
+) -> None:
+    name, cure = service("--update-failure-action", "rollback"), tmp_path / "cure" / "well"
+
+    def cure_when_rolled_back() -> None:
+        wait_for(lambda: update_state(name) == "rollback_started")
+        cure.touch()
+
+    thread = threading.Thread(target=cure_when_rolled_back)
+    thread.start()
+    _, result = redeploy(name, tmp_path, Policy(), once_planned=cure.unlink)
+    thread.join()
+    assert str(result.error).startswith("Swarm's update is rollback_completed")
