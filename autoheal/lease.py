@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 from autoheal.engine import Engine, EngineError
-from autoheal.processes import started
+from probe.processes import started
 
 SECONDS = 900.0
 """For how long a lease holds: longer than any backoff. A holder that is known to be dead loses it

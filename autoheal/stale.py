@@ -13,11 +13,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from autoheal.processes import started
 from probe import gpu
-
-HOST_PID_NAMESPACE = "pid:[4026531836]"
-"""The kernel's first PID namespace always has this number (PROC_PID_INIT_INO)."""
+from probe.processes import all_visible, containers_of, started
 
 NVML_SECONDS = 3.0
 TERM_SECONDS = 5.0
@@ -29,10 +26,7 @@ Holder = tuple[int, str]
 
 def can_be_seen(proc: str = "/proc") -> bool:
     """Whether the host's PID namespace and NVML are given."""
-    with suppress(OSError):
-        if os.readlink(f"{proc}/self/ns/pid") == HOST_PID_NAMESPACE:
-            return gpu.has_driver_library(os.environ)
-    return False
+    return all_visible(proc) and gpu.has_driver_library(os.environ)
 
 
 def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
@@ -45,7 +39,7 @@ def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
     return [
         (pid, begun)
         for pid in sorted(pids)
-        if container in _cgroups(pid, proc) and (begun := started(pid, proc)) is not None
+        if container in containers_of(pid, proc) and (begun := started(pid, proc)) is not None
     ]
 
 
@@ -64,7 +58,7 @@ def end(container: str, before: Sequence[Sequence[object]], proc: str = "/proc")
     ended = []
     for pid in sorted(_holding_vram() or ()):
         begun = started(pid, proc)
-        if (pid, begun) in known or (begun and container in _cgroups(pid, proc)):
+        if (pid, begun) in known or (begun and container in containers_of(pid, proc)):
             with suppress(OSError):  # it has ended by itself
                 ended.append(_end(pid, begun, proc))
     return ended
@@ -92,11 +86,3 @@ def _holding_vram() -> frozenset[int] | None:
     thread.start()
     thread.join(NVML_SECONDS)
     return found[0] if found else None
-
-
-def _cgroups(pid: int, proc: str) -> str:
-    try:
-        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

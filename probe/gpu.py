@@ -6,7 +6,7 @@ import glob
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
@@ -46,14 +46,55 @@ class GpuFault(StrEnum):
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """One process that holds memory of a device; what is not given is None.
+
+    Attributes:
+        pid: its id as the host numbers it.
+        memory_bytes: what it holds.
+        utilization_percent: its share of the device's time, of late.
+        name: what it is called, where the host's processes can be seen.
+    """
+
+    pid: int
+    memory_bytes: int | None = None
+    utilization_percent: int | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class GpuDevice:
-    """One device, or one MIG slice of a device, as NVML sees it. What it does not give is None."""
+    """One device, or one MIG slice of a device. What it does not give is None.
+
+    A reading without details gives only the first five.
+
+    Attributes:
+        uuid: names it for ever.
+        name: its make.
+        memory_total_bytes: all its memory, less what the driver keeps.
+        memory_used_bytes: how much of that is in use.
+        utilization_percent: share of the time in which it was at work, of late.
+        index: its place among this machine's devices, as nvidia-smi counts them.
+        temperature_celsius: of the chip.
+        power_draw_watts: what it draws now.
+        power_limit_watts: what it may draw.
+        ecc_errors: memory errors since the driver was loaded that could not be corrected.
+        throttle_reasons: why it runs slower than it could.
+        processes: those that hold its memory; None where that was not asked.
+    """
 
     uuid: str
     name: str
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
     utilization_percent: int | None = None
+    index: int | None = None
+    temperature_celsius: float | None = None
+    power_draw_watts: float | None = None
+    power_limit_watts: float | None = None
+    ecc_errors: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    processes: tuple[GpuProcess, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +107,7 @@ class GpuReading:
         error: that in NVML's own words.
         hidden: a setting that hides every device from Ollama, as `NAME=value`.
         partial: Ollama may use GPUs of another maker's too, which NVML does not see.
+        driver: the driver's version; None where that was not asked.
     """
 
     devices: tuple[GpuDevice, ...] = ()
@@ -73,6 +115,7 @@ class GpuReading:
     error: str = ""
     hidden: str | None = None
     partial: bool = False
+    driver: str | None = None
 
     @property
     def memory_total_bytes(self) -> int | None:
@@ -145,13 +188,13 @@ class Look:
 
     _hanging: threading.Thread | None = None
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], *, details: bool = False) -> None:
         self._reading: GpuReading | None = None
         before = Look._hanging
         if before is not None and before.is_alive():
             self._thread = before
             return
-        self._thread = threading.Thread(target=self._run, args=(env,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(env, details), daemon=True)
         self._thread.start()
 
     def result(self, timeout: float) -> GpuReading:
@@ -161,12 +204,17 @@ class Look:
         hangs = GpuReading(fault=GpuFault.HANGS, error="NVML hangs: it did not answer in time")
         return self._reading or hangs
 
-    def _run(self, env: Mapping[str, str]) -> None:
-        self._reading = read(env)
+    def _run(self, env: Mapping[str, str], details: bool) -> None:
+        self._reading = read(env, details=details)
 
 
-def read(env: Mapping[str, str]) -> GpuReading:
-    """Ask NVML for every device. Never raises; may hang on a sick driver (see `Look`)."""
+def read(env: Mapping[str, str], *, details: bool = False) -> GpuReading:
+    """Ask NVML for every device. Never raises; may hang on a sick driver (see `Look`).
+
+    Args:
+        env: says which devices Ollama may use; an empty one leaves it all.
+        details: ask for temperature, power, faults and processes too, which no check needs.
+    """
     import pynvml
 
     faults = {
@@ -187,13 +235,20 @@ def read(env: Mapping[str, str]) -> GpuReading:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 where = f"NVML, GPU {index}"
                 try:
-                    devices += _devices(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                    for device, part in _devices(pynvml, handle):
+                        devices.append(
+                            _detailed(pynvml, device, part, index) if details else device
+                        )
                 except pynvml.NVMLError_NoPermission as error:
                     denied = error  # another container's
             if denied is not None and not devices:
                 raise denied
             return GpuReading(
-                visible(tuple(devices), env), hidden=hidden_by(env), partial=has_other_gpus(env)
+                visible(tuple(devices), env),
+                hidden=hidden_by(env),
+                partial=has_other_gpus(env),
+                driver=_given(pynvml, pynvml.nvmlSystemGetDriverVersion) if details else None,
             )
         finally:
             pynvml.nvmlShutdown()
@@ -215,21 +270,7 @@ def processes() -> frozenset[int] | None:
         try:
             found: set[int] = set()
             for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                for newer, older in (
-                    (
-                        pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
-                        pynvml.nvmlDeviceGetComputeRunningProcesses_v2,
-                    ),
-                    (
-                        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
-                        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
-                    ),
-                ):
-                    rows = _given(pynvml, partial(newer, handle))
-                    if rows is None:
-                        rows = _given(pynvml, partial(older, handle))
-                    found |= {row.pid for row in rows or ()}
+                found |= _holders(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)).keys()
             return frozenset(found)
         finally:
             pynvml.nvmlShutdown()
@@ -237,8 +278,8 @@ def processes() -> frozenset[int] | None:
         return None
 
 
-def _devices(nvml: Any, handle: Any) -> Iterator[GpuDevice]:
-    """A device, or its MIG slices where it has any."""
+def _devices(nvml: Any, handle: Any) -> Iterator[tuple[GpuDevice, Any]]:
+    """A device, or its MIG slices where it has any, each with its handle."""
     slices = 0
     mode = _given(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode == nvml.NVML_DEVICE_MIG_ENABLE:
@@ -248,9 +289,9 @@ def _devices(nvml: Any, handle: Any) -> Iterator[GpuDevice]:
             except nvml.NVMLError_NotFound:
                 continue  # not every place for a slice is taken
             slices += 1
-            yield _device(nvml, part)
+            yield _device(nvml, part), part
     if not slices:
-        yield _device(nvml, handle)
+        yield _device(nvml, handle), handle
 
 
 def _device(nvml: Any, handle: Any) -> GpuDevice:
@@ -263,6 +304,83 @@ def _device(nvml: Any, handle: Any) -> GpuDevice:
         memory_used_bytes=used if total else None,
         utilization_percent=_given(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
     )
+
+
+def _detailed(nvml: Any, device: GpuDevice, handle: Any, index: int) -> GpuDevice:
+    def watts(ask: Callable[[Any], int]) -> float | None:
+        milliwatts = _given(nvml, partial(ask, handle))
+        return None if milliwatts is None else milliwatts / 1000
+
+    mask = _given(nvml, partial(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle))
+    ecc = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    sensor = nvml.NVML_TEMPERATURE_GPU
+    return replace(
+        device,
+        index=index,
+        temperature_celsius=_given(nvml, partial(nvml.nvmlDeviceGetTemperature, handle, sensor)),
+        power_draw_watts=watts(nvml.nvmlDeviceGetPowerUsage),
+        power_limit_watts=watts(nvml.nvmlDeviceGetPowerManagementLimit),
+        ecc_errors=_given(nvml, partial(nvml.nvmlDeviceGetTotalEccErrors, handle, *ecc)),
+        throttle_reasons=None if mask is None else _throttle_reasons(nvml, mask),
+        processes=_processes(nvml, handle),
+    )
+
+
+def _throttle_reasons(nvml: Any, mask: int) -> tuple[str, ...]:
+    """What the bits say, without those of a card that rests or is as its owner has set it."""
+    bits = {
+        nvml.nvmlClocksThrottleReasonSwPowerCap: "power_cap",
+        nvml.nvmlClocksThrottleReasonHwSlowdown: "hardware_slowdown",
+        nvml.nvmlClocksThrottleReasonSyncBoost: "sync_boost",
+        nvml.nvmlClocksThrottleReasonSwThermalSlowdown: "thermal",
+        nvml.nvmlClocksThrottleReasonHwThermalSlowdown: "hardware_thermal",
+        nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power_brake",
+    }
+    return tuple(word for bit, word in bits.items() if mask & bit)
+
+
+def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
+    from probe.processes import all_visible, name_of
+
+    visible_here, shares = all_visible(), _shares(nvml, handle)
+    return tuple(
+        GpuProcess(pid, held, shares.get(pid), name_of(pid) if visible_here else None)
+        for pid, held in sorted(_holders(nvml, handle).items())
+    )
+
+
+def _holders(nvml: Any, handle: Any) -> dict[int, int | None]:
+    """How much memory of a device each process holds, by its id."""
+    found: dict[int, int | None] = {}
+    for newer, older in (
+        (
+            nvml.nvmlDeviceGetComputeRunningProcesses_v3,
+            nvml.nvmlDeviceGetComputeRunningProcesses_v2,
+        ),
+        (
+            nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+            nvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
+        ),
+    ):
+        rows = _given(nvml, partial(newer, handle))
+        if rows is None:
+            rows = _given(nvml, partial(older, handle))
+        for row in rows or ():
+            found.setdefault(row.pid, row.usedGpuMemory)
+    return found
+
+
+def _shares(nvml: Any, handle: Any) -> dict[int, int]:
+    """Which percentage of a device's time each process had in the last samples, by its id."""
+    try:
+        samples = _given(nvml, partial(nvml.nvmlDeviceGetProcessUtilization, handle, 0))
+    except nvml.NVMLError as error:
+        # Neither having no sample yet is a fault, nor having none at all, which pynvml raises.
+        if error.value not in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_SUCCESS):
+            raise
+        samples = None
+    newest = sorted(samples or (), key=lambda sample: sample.timeStamp)
+    return {sample.pid: sample.smUtil for sample in newest}
 
 
 def _memory(nvml: Any, handle: Any) -> Any:

@@ -109,18 +109,14 @@ class _Visit:
         self, models: tuple[LoadedModel, ...], found: tuple[Runner, ...]
     ) -> Iterator[tuple[str, Runner]]:
         """Each model's name with its runner process, where that can be told."""
-        if len(models) == 1 and len(found) == 1:
-            yield models[0].name, found[0]
-            return
-        by_identity = {runner.identity: runner for runner in found}
-        by_blob = {runner.blob: runner for runner in found}
-        for model in models:
-            past = self._memory.models.get(model.name)
-            runner = by_identity.get(past.runner) if past else None
-            patience = self._left() * _RUNNER_SHARE / len(models)
-            runner = runner or by_blob.get(self._server.blob(model.name, patience))
-            if runner is not None:
-                yield model.name, runner
+        share = _RUNNER_SHARE / max(len(models), 1)
+        known = {name: past.runner for name, past in self._memory.models.items()}
+        return runners.match(
+            [model.name for model in models],
+            found,
+            lambda name: self._server.blob(name, self._left() * share),
+            known,
+        )
 
     def _seen(self, model: LoadedModel, runner: Runner | None) -> Seen:
         if runner is None or runner.port is None:

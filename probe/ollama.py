@@ -48,6 +48,7 @@ class LoadedModel:
         expires_at: when it is to be unloaded, on this machine's monotonic clock, in seconds.
         expires_text: the same as the server wrote it.
         context_length: tokens; None on servers that do not say.
+        digest: names the model's files.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LoadedModel:
     expires_at: float = 0.0
     expires_text: str = ""
     context_length: int | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,15 @@ def same_model(a: str, b: str) -> bool:
     return _full_name(a) == _full_name(b)
 
 
+def loaded_models(rows: Any) -> tuple[LoadedModel, ...]:
+    """The rows of an answer to `/api/ps`; raises `ApiError` where they are none."""
+    offset = time.monotonic() - time.time()
+    try:
+        return tuple(_loaded_model(row, offset) for row in rows or () if not _is_remote(row))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ApiError("/api/ps: not an answer of Ollama's") from None
+
+
 class Server:
     """One Ollama server, asked over one connection. Timeouts are in seconds."""
 
@@ -102,12 +113,7 @@ class Server:
 
     def loaded(self, timeout: float) -> tuple[LoadedModel, ...]:
         """The models in memory; raises `ApiError`."""
-        rows = self._get("/api/ps", timeout).get("models")
-        offset = time.monotonic() - time.time()
-        try:
-            return tuple(_loaded_model(row, offset) for row in rows or () if not _is_remote(row))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ApiError("/api/ps: not an answer of Ollama's") from None
+        return loaded_models(self._get("/api/ps", timeout).get("models"))
 
     def installed(self, model: str, timeout: float) -> Literal["yes", "no", "cloud"]:
         """Whether the server has this model on disk, or runs it elsewhere; raises `ApiError`."""
@@ -283,6 +289,7 @@ def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
         expires_at=moment.timestamp() + offset,
         expires_text=text,
         context_length=int(context) if context else None,
+        digest=str(row.get("digest") or ""),
     )
 
 

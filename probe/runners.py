@@ -7,6 +7,7 @@ serves it does, and its CPU time tells work from silence.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,6 +59,31 @@ def find(proc: str = "/proc") -> tuple[Runner, ...]:
             if runner is not None:
                 runners.append(runner)
     return tuple(runners)
+
+
+def match(
+    models: Sequence[str],
+    found: Sequence[Runner],
+    blob: Callable[[str], str],
+    known: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, Runner]]:
+    """Each model's name with the runner that serves it, where that can be told.
+
+    Args:
+        models: names of the loaded models.
+        found: the runners.
+        blob: says the file name of a model's weights; empty when nobody knows.
+        known: identities of runners that are known to serve a model, by its name.
+    """
+    if len(models) == 1 and len(found) == 1:
+        yield models[0], found[0]
+        return
+    by_identity = {runner.identity: runner for runner in found}
+    by_blob = {runner.blob: runner for runner in found}
+    for model in models:
+        runner = by_identity.get((known or {}).get(model, "")) or by_blob.get(blob(model))
+        if runner is not None:
+            yield model, runner
 
 
 def _runner(proc: str, pid: int) -> Runner | None:

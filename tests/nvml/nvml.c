@@ -9,7 +9,8 @@
  *   unified UUID                        a device that has no memory of its own
  *   broken CODE                         a device whose handle cannot be had
  *   reserved MIB                        what the driver keeps of each device
- *   process PID                         one that holds memory of the device before it
+ *   process PID [MIB [UTILIZATION_PERCENT]]  one that holds memory of the device before it
+ *   detail CELSIUS DRAW_MW LIMIT_MW ECC_ERRORS THROTTLE_BITS  more of the device before it
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,13 +24,16 @@ struct device {
     char uuid[96];
     unsigned long long total, used;
     unsigned utilization;
-    unsigned pids[MOST], processes;
+    unsigned pids[MOST], held[MOST], shares[MOST], processes;
+    unsigned detailed, celsius, draw, limit;
+    unsigned long long ecc, throttle;
     int code, parent, slices; /* parent: index of the device that this is a slice of, or -1 */
 };
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, instance; };
 struct utilization { unsigned gpu, memory; };
+struct sample { unsigned pid; unsigned long long at; unsigned sm, memory, encoder, decoder; };
 
 static struct device devices[MOST];
 static unsigned count, old;
@@ -62,8 +66,21 @@ int nvmlInitWithFlags(unsigned flags) {
         sscanf(line, "error %d", &code);
         sscanf(line, "reserved %llu", &reserved);
         if (strncmp(line, "old", 3) == 0) old = 1;
-        if (sscanf(line, "process %d", &number) == 1 && last >= 0 && devices[last].processes < MOST)
-            devices[last].pids[devices[last].processes++] = number;
+        unsigned held = 1024, share = 0;
+        if (sscanf(line, "process %d %u %u", &number, &held, &share) >= 1 && last >= 0 &&
+            devices[last].processes < MOST) {
+            d = &devices[last];
+            d->pids[d->processes] = number;
+            d->held[d->processes] = held;
+            d->shares[d->processes++] = share;
+            continue;
+        }
+        if (strncmp(line, "detail", 6) == 0 && last >= 0) {
+            d = &devices[last];
+            d->detailed = sscanf(line, "detail %u %u %u %llu %llx", &d->celsius, &d->draw,
+                                 &d->limit, &d->ecc, &d->throttle) == 5;
+            continue;
+        }
         if (sscanf(line, "device %95s %llu %llu %u", uuid, &total, &used, &utilization) == 4) {
             last = count;
             d = next(-1);
@@ -96,12 +113,51 @@ int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, unsigned *n, struc
         if (found < room) {
             memset(&out[found], 0, sizeof out[found]);
             out[found].pid = d->pids[i];
-            out[found].used = 1ull << 30;
+            out[found].used = (unsigned long long)d->held[i] << 20;
         }
         found++;
     }
     *n = found;
     return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+int nvmlDeviceGetProcessUtilization(struct device *d, struct sample *out, unsigned *n,
+                                    unsigned long long since) {
+    (void)since;
+    if (!d->processes) return NOT_FOUND;
+    if (*n < d->processes) {
+        *n = d->processes;
+        return INSUFFICIENT_SIZE;
+    }
+    for (*n = 0; *n < d->processes; ++*n) {
+        memset(&out[*n], 0, sizeof out[*n]);
+        out[*n].pid = d->pids[*n];
+        out[*n].sm = d->shares[*n];
+    }
+    return SUCCESS;
+}
+static int detail(struct device *d, unsigned *out, unsigned value) {
+    *out = value;
+    return d->detailed ? SUCCESS : NOT_SUPPORTED;
+}
+int nvmlDeviceGetTemperature(struct device *d, unsigned sensor, unsigned *out) {
+    return sensor ? INVALID_ARGUMENT : detail(d, out, d->celsius);
+}
+int nvmlDeviceGetPowerUsage(struct device *d, unsigned *out) { return detail(d, out, d->draw); }
+int nvmlDeviceGetPowerManagementLimit(struct device *d, unsigned *out) {
+    return detail(d, out, d->limit);
+}
+int nvmlDeviceGetTotalEccErrors(struct device *d, unsigned type, unsigned counter,
+                                unsigned long long *out) {
+    *out = d->ecc;
+    return type != 1 || counter ? INVALID_ARGUMENT : d->detailed ? SUCCESS : NOT_SUPPORTED;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *d, unsigned long long *out) {
+    *out = d->throttle;
+    return d->detailed ? SUCCESS : NOT_SUPPORTED;
+}
+int nvmlSystemGetDriverVersion(char *text, unsigned length) {
+    snprintf(text, length, "550.54.15");
+    return SUCCESS;
 }
 int nvmlDeviceGetCount_v2(unsigned *n) {
     *n = 0;

@@ -73,11 +73,11 @@ def nvml(tmp_path: Path) -> Nvml:
     return Nvml(tmp_path)
 
 
-def reading(nvml: Nvml, **env: str) -> GpuReading:
+def reading(nvml: Nvml, details: bool = False, **env: str) -> GpuReading:
     """What the real pynvml makes of it, in a process of its own."""
     script = (
         "import os, pickle, sys\nfrom probe.gpu import read\n"
-        "sys.stdout.buffer.write(pickle.dumps(read(os.environ)))"
+        f"sys.stdout.buffer.write(pickle.dumps(read(os.environ, details={details})))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -94,6 +94,26 @@ def test_a_device_is_read_as_nvidia_smi_reads_it_without_what_the_driver_keeps(n
     nvml.answer("device GPU-1 24576 9000 42", "reserved 300")
     name = "Simulated GPU"
     assert reading(nvml).devices == (GpuDevice("GPU-1", name, 24576 << 20, 9000 << 20, 42),)
+
+
+def test_in_detail_a_device_tells_its_temperature_power_faults_and_processes(nvml: Nvml) -> None:
+    nvml.answer(
+        *("device GPU-1 24576 9000 42", "detail 61 210500 350000 2 44"),
+        *(f"process {os.getpid()} 8000 30", "device GPU-2 24576 0 0"),
+    )
+    found = reading(nvml, details=True)
+    first, second = found.devices
+    assert (first.temperature_celsius, first.power_draw_watts) == (61, 210.5)
+    assert (first.power_limit_watts, first.ecc_errors, first.index) == (350, 2, 0)
+    assert first.throttle_reasons == ("power_cap", "hardware_thermal")
+    assert first.processes is not None
+    [process] = first.processes
+    assert (process.pid, process.memory_bytes) == (os.getpid(), 8000 << 20)
+    assert process.utilization_percent == 30
+    # what a device does not give is a value too
+    assert (second.temperature_celsius, second.power_draw_watts) == (None, None)
+    assert (second.ecc_errors, second.throttle_reasons, second.processes) == (None, None, ())
+    assert (second.index, found.driver) == (1, "550.54.15")
 
 
 def test_an_old_driver_is_read_as_far_as_it_goes(nvml: Nvml) -> None:

@@ -1,0 +1,610 @@
+"""`OllamaGPUMonitor`: the readings of GPUs and models as a Python library.
+
+    from probe.monitor import OllamaGPUMonitor
+
+    with OllamaGPUMonitor(default_memory_unit="GB") as monitor:
+        print(monitor.format_status())
+
+GPUs are read by `gpu.py` and `amd.py`, models by `ollama.py`: as the probe reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from probe import runners
+from probe.devices import read_all
+from probe.gpu import GpuDevice, GpuFault, GpuReading
+from probe.ollama import ApiError, LoadedModel, Server, loaded_models
+from probe.plan import TEN_YEARS_SECONDS
+from probe.settings import Settings
+
+TIMEOUT_SECONDS = 5.0
+"""How long the server may take for its list of loaded models."""
+
+STOP_SECONDS = 2.0
+"""How long a background refresh that is under way is waited for."""
+
+ALERTS: Mapping[str, tuple[str, float]] = {
+    "used_memory_ratio": ("high_memory_usage", 0.9),
+    "gpu_utilization": ("high_utilization", 100.0),
+    "temperature": ("high_temperature", 85.0),
+    "power_ratio": ("high_power", 1.0),
+}
+"""What of a GPU can be too high: the name of such an alert, and the default threshold."""
+
+_BITS = {"b": 1, "B": 8, "KB": 8 << 10, "MB": 8 << 20, "GB": 8 << 30, "TB": 8 << 40}
+
+Unit = Literal["b", "B", "KB", "MB", "GB", "TB"]
+
+T = TypeVar("T")
+
+
+class GpuStatus(TypedDict):
+    """One GPU; a value that it does not give is None. Memory is in `unit`."""
+
+    gpu_id: int
+    gpu_name: str
+    gpu_uuid: str
+    total_memory: float | None
+    used_memory: float | None
+    free_memory: float | None
+    used_memory_ratio: float
+    free_memory_ratio: float
+    gpu_utilization: int | None
+    temperature: float | None
+    power_usage: float | None
+    power_limit: float | None
+    power_ratio: float | None
+    ecc_errors: int | None
+    throttle_reasons: list[str] | None
+    processes: list[dict[str, Any]]
+    unit: str
+
+
+class OllamaProcess(TypedDict):
+    """One loaded model, as `ollama ps` shows it, and the same in numbers."""
+
+    name: str
+    id: str
+    size: str
+    processor: str
+    until: str
+    size_bytes: int
+    size_vram_bytes: int
+    vram_ratio: float
+    unloaded_in_seconds: float | None
+
+
+class ModelUsage(TypedDict):
+    """One loaded model and the GPU that holds most of it.
+
+    `gpu_match_quality` is `exact` where the model's own process says so, or where there is but
+    one GPU; `low` for a guess; None where no GPU holds any of it.
+    """
+
+    model_name: str
+    model_id: str
+    size: str
+    processor: str
+    until: str
+    gpu_info: GpuStatus | None
+    gpu_match_quality: str | None
+    pid: int | None
+
+
+class OllamaGPUMonitor:
+    """Loaded models and GPUs, cached for a while, and refreshed in the background where wanted.
+
+    Its methods may be called from any thread. A list that it returns is the caller's own. What
+    cannot be read is left empty, logged, and named in `errors`.
+
+    Args:
+        ollama_client: an `ollama.Client` or `ollama.AsyncClient`; without one, the server that
+            `OLLAMA_HOST` names.
+        default_memory_unit: of GPU memory, one of "b", "B", "KB", "MB", "GB", "TB"; steps of 1024.
+        cache_duration: for how many seconds a reading is good; 0 reads each time.
+        enable_background_refresh: read in a thread of its own, which ends with `close`, at the
+            end of a `with`, or when nobody holds the monitor any more.
+        background_refresh_interval: how often, in seconds.
+        retry_attempts: how often a failed reading is tried in all.
+        retry_delay: seconds between two tries.
+        alert_thresholds: those that differ from the defaults, by the keys of `ALERTS`; None
+            turns one off. And `vram_ratio`: less of a model in VRAM is an alert (1.0).
+
+    Raises:
+        ValueError: for a unit or threshold that there is not, or a number out of bounds.
+    """
+
+    def __init__(
+        self,
+        ollama_client: Any = None,
+        default_memory_unit: Unit = "MB",
+        cache_duration: float = 5,
+        enable_background_refresh: bool = False,
+        background_refresh_interval: float = 10,
+        retry_attempts: int = 3,
+        retry_delay: float = 1.0,
+        *,
+        alert_thresholds: Mapping[str, float | None] | None = None,
+    ) -> None:
+        _bits(default_memory_unit, "default_memory_unit")
+        for name, value, least in (
+            ("cache_duration", cache_duration, 0.0),
+            ("background_refresh_interval", background_refresh_interval, 0.01),
+            ("retry_attempts", retry_attempts, 1),
+            ("retry_delay", retry_delay, 0.0),
+        ):
+            if not value >= least:
+                raise ValueError(f"{name}={value!r}: must be a number, at least {least:g}")
+        self.ollama_client = ollama_client
+        self.default_memory_unit: Unit = default_memory_unit
+        self.cache_duration = cache_duration
+        self.retry_attempts, self.retry_delay = retry_attempts, retry_delay
+        self.errors: dict[str, str] = {}
+        self.logger = logging.getLogger(__name__)
+        self._thresholds = _thresholds(alert_thresholds or {})
+        self._gpus = _Cache[GpuReading]()
+        self._models = _Cache[tuple[LoadedModel, ...]]()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._end = weakref.finalize(self, self._stop.set)
+        if enable_background_refresh:
+            arguments = (weakref.ref(self), self._stop, background_refresh_interval)
+            self._thread = threading.Thread(
+                target=_refresh, args=arguments, name="ollama-gpu-monitor", daemon=True
+            )
+            self._thread.start()
+
+    def __enter__(self) -> OllamaGPUMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> OllamaGPUMonitor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """End the background refresh; everything else goes on working. May be called again."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(STOP_SECONDS)
+
+    _stop_background_refresh = close  # the name that the world knows it by
+
+    def get_gpu_status(
+        self, unit: Unit | None = None, force_refresh: bool = False
+    ) -> list[GpuStatus]:
+        """Every GPU, its memory in `unit`; raises `ValueError` for a unit that there is not."""
+        unit = unit or self.default_memory_unit
+        _bits(unit, "unit")
+        return [_gpu_status(one, place, unit) for place, one in enumerate(self._all(force_refresh))]
+
+    def get_ollama_processes(self, force_refresh: bool = False) -> list[OllamaProcess]:
+        """Every loaded model, as `ollama ps` shows it."""
+        return list(map(_process, self._loaded(force_refresh)))
+
+    def get_model_gpu_usage(self, force_refresh: bool = False) -> list[ModelUsage]:
+        """Every loaded model, and the GPU that holds it."""
+        return self._usage(self._loaded(force_refresh), force_refresh)
+
+    def format_status(self, include_gpu: bool = True, include_timestamp: bool = True) -> str:
+        """Models and GPUs as text."""
+        return self._text(self._loaded(), include_gpu, include_timestamp)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; `timestamp` is in seconds of the wall clock."""
+        return self._everything(self._loaded())
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def check_alerts(self) -> list[dict[str, Any]]:
+        """What exceeds its threshold now: `type`, `gpu_id` or `model_name`, value, threshold."""
+        alerts: list[dict[str, Any]] = []
+        for gpu in self.get_gpu_status():
+            for key, (kind, _) in ALERTS.items():
+                value, most = gpu[key], self._thresholds[key]  # type: ignore[literal-required]
+                if value is not None and most is not None and value > most:
+                    one = {"type": kind, "gpu_id": gpu["gpu_id"], "value": value, "threshold": most}
+                    alerts.append(one)
+        least = self._thresholds["vram_ratio"]
+        for model in self.get_ollama_processes():
+            share = model["vram_ratio"]
+            if least is not None and share < least:
+                of = {"type": "model_not_in_vram", "model_name": model["name"]}
+                alerts.append({**of, "value": share, "threshold": least})
+        return alerts
+
+    async def async_get_gpu_status(
+        self, unit: Unit | None = None, force_refresh: bool = False
+    ) -> list[GpuStatus]:
+        """`get_gpu_status`, without holding up the event loop."""
+        return await asyncio.to_thread(self.get_gpu_status, unit, force_refresh)
+
+    async def async_get_ollama_processes(self, force_refresh: bool = False) -> list[OllamaProcess]:
+        """`get_ollama_processes`, without holding up the event loop."""
+        return list(map(_process, await self._async_loaded(force_refresh)))
+
+    async def async_get_model_gpu_usage(self, force_refresh: bool = False) -> list[ModelUsage]:
+        """`get_model_gpu_usage`, without holding up the event loop."""
+        models = await self._async_loaded(force_refresh)
+        return await asyncio.to_thread(self._usage, models, force_refresh)
+
+    async def async_format_status(
+        self, include_gpu: bool = True, include_timestamp: bool = True
+    ) -> str:
+        """`format_status`, without holding up the event loop."""
+        models = await self._async_loaded()
+        return await asyncio.to_thread(self._text, models, include_gpu, include_timestamp)
+
+    async def async_to_dict(self) -> dict[str, Any]:
+        """`to_dict`, without holding up the event loop."""
+        return await asyncio.to_thread(self._everything, await self._async_loaded())
+
+    async def async_to_json(self, indent: int | None = 2) -> str:
+        """`to_json`, without holding up the event loop."""
+        return json.dumps(await self.async_to_dict(), indent=indent)
+
+    @staticmethod
+    def convert_byte_unit(value: float | None, src_unit: Unit, target_unit: Unit) -> float:
+        """Convert between "b" (bits), "B", "KB", "MB", "GB" and "TB", in steps of 1024.
+
+        Raises:
+            ValueError: for a unit that there is not, or a value that is no number.
+        """
+        from_bits, to_bits = _bits(src_unit, "src_unit"), _bits(target_unit, "target_unit")
+        try:
+            return float(value or 0) * from_bits / to_bits
+        except (TypeError, ValueError):
+            raise ValueError(f"value {value!r}: must be a number") from None
+
+    # -- reading
+
+    def _all(self, force: bool = False) -> tuple[GpuDevice, ...]:
+        return self._cached("gpu", self._gpus, force, self._read_gpus, GpuReading()).devices
+
+    def _loaded(self, force: bool = False) -> tuple[LoadedModel, ...]:
+        return self._cached("ollama", self._models, force, self._read_models, ())
+
+    def _cached(
+        self, what: str, cache: _Cache[T], force: bool, read: Callable[[], T], empty: T
+    ) -> T:
+        with cache.lock:  # whoever comes while it is being read, waits for that
+            if (known := cache.get(0 if force else self.cache_duration)) is not None:
+                return known
+            for tries_left in range(self.retry_attempts - 1, -1, -1):
+                try:
+                    self._well(what)
+                    return cache.put(read())
+                except _ReadError as error:
+                    self._failed(what, error)
+                    if tries_left:
+                        self._stop.wait(self.retry_delay) if self._refreshing() else time.sleep(
+                            self.retry_delay
+                        )
+            return cache.put(empty)
+
+    async def _async_loaded(self, force: bool = False) -> tuple[LoadedModel, ...]:
+        if not inspect.iscoroutinefunction(getattr(self.ollama_client, "ps", None)):
+            return await asyncio.to_thread(self._loaded, force)
+        known = self._models.get(0 if force else self.cache_duration)
+        if known is not None:
+            return known
+        for tries_left in range(self.retry_attempts - 1, -1, -1):
+            try:
+                self._well("ollama")
+                return self._models.put(await _ask_async(self.ollama_client.ps))
+            except _ReadError as error:
+                self._failed("ollama", error)
+                if tries_left:
+                    await asyncio.sleep(self.retry_delay)
+        return self._models.put(())
+
+    def _read_gpus(self) -> GpuReading:
+        reading = read_all({})
+        if reading.fault not in (None, GpuFault.LIBRARY_MISSING):  # no driver: no GPU, no fault
+            raise _ReadError(reading.error)
+        return reading
+
+    def _read_models(self) -> tuple[LoadedModel, ...]:
+        client = self.ollama_client
+        try:
+            if client is None:
+                return Server(_host()).loaded(TIMEOUT_SECONDS)
+            if inspect.iscoroutinefunction(client.ps):
+                client = _twin(client)  # it belongs to an event loop, and here is none
+            return _rows(client.ps())
+        except Exception as error:  # each client has errors of its own
+            raise _ReadError(f"{error or type(error).__name__}") from None
+
+    def _well(self, what: str) -> None:
+        self.errors.pop(what, None)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.errors[what] = str(error)
+        self.logger.warning("%s cannot be read: %s", what, error)
+
+    def _refreshing(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    # -- telling
+
+    def _usage(self, models: Sequence[LoadedModel], force: bool = False) -> list[ModelUsage]:
+        gpus = self._all(force)
+        status = [_gpu_status(g, n, self.default_memory_unit) for n, g in enumerate(gpus)]
+        serving = dict(self._serving(models))
+        found: list[ModelUsage] = []
+        for model in models:
+            runner = serving.get(model.name)
+            place, exact = _place(model, runner, gpus)
+            shown = _process(model)
+            found.append(
+                {
+                    "model_name": shown["name"],
+                    "model_id": shown["id"],
+                    "size": shown["size"],
+                    "processor": shown["processor"],
+                    "until": shown["until"],
+                    "gpu_info": None if place is None else status[place],
+                    "gpu_match_quality": None if place is None else "exact" if exact else "low",
+                    "pid": runner.pid if runner else None,
+                }
+            )
+        return found
+
+    def _serving(self, models: Sequence[LoadedModel]) -> Iterator[tuple[str, runners.Runner]]:
+        if models:
+            server = Server(_url_of(self.ollama_client))
+            names = [model.name for model in models]
+            yield from runners.match(
+                names, runners.find(), lambda name: server.blob(name, TIMEOUT_SECONDS)
+            )
+
+    def _text(self, models: Sequence[LoadedModel], with_gpu: bool, with_time: bool) -> str:
+        lines = []
+        if with_time:
+            lines += [f"STATUS AS OF: {time.strftime('%Y-%m-%d %H:%M:%S')}", ""]
+        rows = list(map(_process, models))
+        if rows:
+            head = ("NAME", "ID", "SIZE", "PROCESSOR", "UNTIL")
+            cells = [(r["name"], r["id"], r["size"], r["processor"], r["until"]) for r in rows]
+            widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+            lines.append("OLLAMA PROCESSES:")
+            for row in (head, *cells):
+                padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                lines.append("  ".join(padded).rstrip())
+        else:
+            why = self.errors.get("ollama")
+            lines.append(f"OLLAMA: {why}" if why else "NO OLLAMA PROCESSES RUNNING.")
+        if with_gpu:
+            lines += ["", *self._gpu_lines()]
+        return "\n".join(lines) + "\n"
+
+    def _gpu_lines(self) -> Iterator[str]:
+        status = self.get_gpu_status()
+        if not status:
+            yield f"GPU STATUS: {self.errors.get('gpu', 'there is no GPU here')}"
+            return
+        yield "GPU STATUS:"
+        for gpu in status:
+            yield f"GPU {gpu['gpu_id']}: {gpu['gpu_name']}"
+            used, total, ratio = gpu["used_memory"], gpu["total_memory"], gpu["used_memory_ratio"]
+            if used is not None and total is not None:
+                yield f"  Memory: {used:.2f}/{total:.2f} {gpu['unit']} ({ratio:.1%})"
+            if gpu["gpu_utilization"] is not None:
+                yield f"  Utilization: {gpu['gpu_utilization']}%"
+            if gpu["temperature"] is not None:
+                yield f"  Temperature: {gpu['temperature']:g}°C"
+            if gpu["power_usage"] is not None and gpu["power_limit"] is not None:
+                yield f"  Power: {gpu['power_usage']:.2f}W / {gpu['power_limit']:.2f}W"
+
+    def _everything(self, models: Sequence[LoadedModel]) -> dict[str, Any]:
+        return {
+            "timestamp": time.time(),
+            "ollama_processes": list(map(_process, models)),
+            "gpu_status": self.get_gpu_status(),
+            "model_gpu_usage": self._usage(models),
+            "errors": dict(self.errors),
+        }
+
+
+class _ReadError(Exception):
+    """Something could not be read; its text says why."""
+
+
+class _Cache(Generic[T]):
+    """The last reading, and when it was taken."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._kept: tuple[float, T] | None = None
+
+    def get(self, seconds: float) -> T | None:
+        """The reading, unless it is older than that."""
+        kept = self._kept
+        return kept[1] if kept and time.monotonic() - kept[0] < seconds else None
+
+    def put(self, reading: T) -> T:
+        self._kept = time.monotonic(), reading
+        return reading
+
+
+def _refresh(owner: weakref.ref[OllamaGPUMonitor], stop: threading.Event, interval: float) -> None:
+    """Read everything again and again, for as long as anybody holds the monitor."""
+    while not stop.is_set():
+        monitor = owner()
+        if monitor is None:
+            return
+        try:
+            monitor.get_gpu_status(force_refresh=True)
+            monitor.get_ollama_processes(force_refresh=True)
+        except Exception:
+            monitor.logger.exception("the background refresh failed")
+        del monitor
+        stop.wait(interval)
+
+
+def _host() -> str:
+    return Settings.from_flags_and_env({}, {"OLLAMA_HOST": os.environ.get("OLLAMA_HOST", "")}).host
+
+
+def _url_of(client: Any) -> str:
+    inner = getattr(client, "_client", None)
+    return str(inner.base_url).rstrip("/") if inner is not None else _host()
+
+
+def _twin(client: Any) -> Any:
+    """A client without an event loop for the server of one that has."""
+    import ollama
+
+    inner = client._client
+    headers = {k: v for k, v in inner.headers.items() if k not in ("content-length", "host")}
+    return ollama.Client(host=_url_of(client), headers=headers, timeout=TIMEOUT_SECONDS)
+
+
+async def _ask_async(ps: Callable[[], Awaitable[Any]]) -> tuple[LoadedModel, ...]:
+    try:
+        return _rows(await ps())
+    except Exception as error:  # each client has errors of its own
+        raise _ReadError(f"{error or type(error).__name__}") from None
+
+
+def _rows(answer: Any) -> tuple[LoadedModel, ...]:
+    """The models of what a client's `ps` returned."""
+    body = answer if isinstance(answer, dict) else answer.model_dump(mode="json")
+    rows = [{**row, "name": row.get("name") or row.get("model")} for row in body["models"]]
+    try:
+        return loaded_models(rows)
+    except ApiError as error:
+        raise _ReadError(str(error)) from None
+
+
+def _place(
+    model: LoadedModel, runner: runners.Runner | None, gpus: Sequence[GpuDevice]
+) -> tuple[int | None, bool]:
+    """On which of the GPUs most of a model is, and whether that is known or guessed."""
+    if not model.size_vram_bytes or not gpus:
+        return None, True
+    held = [
+        sum(p.memory_bytes or 0 for p in gpu.processes or () if runner and p.pid == runner.pid)
+        for gpu in gpus
+    ]
+    if any(held):
+        return held.index(max(held)), True
+    used = [gpu.memory_used_bytes or 0 for gpu in gpus]
+    return used.index(max(used)), len(gpus) == 1
+
+
+def _gpu_status(gpu: GpuDevice, place: int, unit: Unit) -> GpuStatus:
+    total, used = gpu.memory_total_bytes, gpu.memory_used_bytes
+    known = total is not None and used is not None
+    ratio = (used or 0) / total if known and total else 0.0
+    power, limit = gpu.power_draw_watts, gpu.power_limit_watts
+    index = place if gpu.index is None else gpu.index
+
+    def size(count: int | None) -> float | None:
+        return None if count is None else OllamaGPUMonitor.convert_byte_unit(count, "B", unit)
+
+    return {
+        "gpu_id": index,
+        "gpu_name": gpu.name,
+        "gpu_uuid": gpu.uuid,
+        "total_memory": size(total),
+        "used_memory": size(used),
+        "free_memory": size((total or 0) - (used or 0)) if known else None,
+        "used_memory_ratio": ratio,
+        "free_memory_ratio": 1 - ratio if known else 0.0,
+        "gpu_utilization": gpu.utilization_percent,
+        "temperature": gpu.temperature_celsius,
+        "power_usage": power,
+        "power_limit": limit,
+        "power_ratio": power / limit if power is not None and limit else None,
+        "ecc_errors": gpu.ecc_errors,
+        "throttle_reasons": None if gpu.throttle_reasons is None else list(gpu.throttle_reasons),
+        "processes": [
+            {
+                "pid": one.pid,
+                "name": one.name,
+                "used_memory": size(one.memory_bytes),
+                "utilization": one.utilization_percent,
+            }
+            for one in gpu.processes or ()
+        ],
+        "unit": unit,
+    }
+
+
+def _process(model: LoadedModel) -> OllamaProcess:
+    left = model.expires_at - time.monotonic()
+    forever = left > TEN_YEARS_SECONDS
+    return {
+        "name": model.name,
+        "id": model.digest[:12],
+        "size": _human_size(model.size_bytes),
+        "processor": _processor(model),
+        "until": "Forever" if forever else _human_time(left),
+        "size_bytes": model.size_bytes,
+        "size_vram_bytes": model.size_vram_bytes,
+        "vram_ratio": model.size_vram_bytes / model.size_bytes if model.size_bytes else 0.0,
+        "unloaded_in_seconds": None if forever else round(max(left, 0.0), 1),
+    }
+
+
+def _processor(model: LoadedModel) -> str:
+    """As `ollama ps` words it."""
+    if not model.size_vram_bytes:
+        return "100% CPU"
+    if model.size_vram_bytes >= model.size_bytes:
+        return "100% GPU"
+    on_cpu = round(100 * (1 - model.size_vram_bytes / model.size_bytes))
+    return f"{on_cpu}%/{100 - on_cpu}% CPU/GPU"
+
+
+def _human_size(count: float) -> str:
+    """As `ollama ps` words it, in steps of 1000."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _human_time(seconds: float) -> str:
+    if seconds <= 0:
+        return "Stopping..."
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = round(seconds / size)
+            return f"{count} {unit}{'s' if count > 1 else ''} from now"
+    return f"{seconds:.0f} seconds from now"
+
+
+def _bits(unit: str, name: str) -> int:
+    try:
+        return _BITS[unit]
+    except (KeyError, TypeError):
+        raise ValueError(f"{name}={unit!r}: must be one of {', '.join(_BITS)}") from None
+
+
+def _thresholds(given: Mapping[str, float | None]) -> dict[str, float | None]:
+    known: dict[str, float | None] = {key: default for key, (_, default) in ALERTS.items()}
+    known["vram_ratio"] = 1.0
+    for key in given:
+        if key not in known:
+            raise ValueError(f"alert_thresholds[{key!r}]: must be one of {', '.join(known)}")
+    return {**known, **given}

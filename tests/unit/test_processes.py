@@ -1,0 +1,41 @@
+"""Whose container a process is in, told by the names of its control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from probe.processes import containers_of, name_of, started
+
+A, B = "a1" * 32, "b2" * 32
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "ids"),
+    [
+        (f"12:memory:/docker/{A}\n11:cpu,cpuacct:/docker/{A}\n", (A,)),  # version 1
+        (f"0::/system.slice/docker-{A}.scope\n", (A,)),  # version 2, by systemd
+        (f"0::/docker/{A}\n", (A,)),  # version 2, by Docker itself
+        (f"0::/../{A}\n", (A,)),  # seen from a container with a cgroup namespace
+        (f"0::/default/{A}\n", (A,)),  # containerd's ctr
+        (f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{A}.scope\n", (A,)),
+        (f"4:memory:/docker/{A}/docker/{B}\n", (A, B)),  # Docker in Docker
+        ("0::/user.slice/user-1000.slice\n", ()),
+        (f"0::/sha256{A}{B}\n", ()),
+        ("", ()),
+    ],
+)
+def test_a_container_is_known_by_its_control_group(
+    cgroup: str, ids: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/cgroup").write_text(cgroup)
+    assert containers_of(7, str(tmp_path)) == ids
+
+
+def test_a_process_that_has_gone_has_no_name_and_no_start(tmp_path: Path) -> None:
+    assert (name_of(7, str(tmp_path)), started(7, str(tmp_path))) == (None, None)
+    assert name_of(os.getpid())
+    assert (started(os.getpid()) or "").isdigit()
