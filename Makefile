@@ -10,6 +10,9 @@ export OLLAMA_PORT
 OLDER_ENGINE_TESTS := tests/e2e/test_autoheal.py tests/e2e/test_healing.py \
     tests/e2e/test_recreate.py tests/e2e/test_swarm.py tests/e2e/test_probe.py tests/faults
 
+# They mostly wait, for health checks and for models; a file's tests stay in one process.
+IN_PARALLEL := --numprocesses 4 --dist loadfile
+
 .PHONY: help up down clean demo test test-unit test-e2e test-engines lint lock bench
 
 help:  ## what can be made
@@ -36,7 +39,8 @@ test-unit: $(VENV)/.ready  ## what needs no engine, in seconds
 
 test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
 	@$(PYTHON) -m scripts.up
-	$(BIN)/python -m pytest tests/e2e tests/faults
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not alone" tests/e2e tests/faults
+	$(BIN)/python -m pytest -m alone tests/e2e tests/faults
 
 test-engines: test-e2e  ## the same on this engine, and what matters there on Engine 20.10
 	$(BIN)/python -m scripts.engines $(BIN)/python -m pytest $(OLDER_ENGINE_TESTS)

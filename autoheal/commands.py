@@ -9,12 +9,10 @@ from typing import Any
 
 import click
 
-from autoheal.decide import reason_of, spent_since
-from autoheal.engine import Engine, GoneError
-from autoheal.incident import Incident
+from autoheal.board import Board
+from autoheal.engine import Engine
 from autoheal.ledger import Entry, Ledger
-from autoheal.settings import Settings, policy
-from probe.report import parse
+from autoheal.settings import Settings
 
 _COLOURS = {"healthy": "green", "unhealthy": "red", "starting": "yellow"}
 _CELL = 48
@@ -27,42 +25,7 @@ def status(engine: Engine, ledger: Ledger, settings: Settings) -> list[dict[str,
         EngineError: when the engine does not answer.
     """
     now = time.time()
-    open_incidents = {one.subject: one for one in ledger.open_incidents()}
-    last = ledger.last_attempts()
-    rows = []
-    for row in engine.containers(settings.label_filter):
-        try:
-            seen = engine.look(row["Id"])
-        except GoneError:
-            continue
-        rules = policy(seen.labels, settings)
-        if not rules.watched:
-            continue
-        incident = open_incidents.get(seen.subject) or Incident(
-            seen.subject, spent=ledger.spent(seen.subject, now - rules.window)
-        )
-        verdict = parse(seen.line)
-        attempt = last.get(seen.subject)
-        rows.append(
-            {
-                "container": seen.name,
-                "id": seen.id[:12],
-                "state": seen.state,
-                "health": seen.health,
-                "reason": verdict.reason if verdict else None,
-                "line": reason_of(seen) if seen.line else None,
-                "last_action": attempt.action if attempt else None,
-                "last_action_at": attempt.at if attempt else None,
-                "last_action_error": attempt.error if attempt else None,
-                "attempts_left": max(
-                    rules.max_attempts - spent_since(incident, now - rules.window), 0
-                ),
-                "given_up": incident.given_up,
-                "incident_since": incident.opened or None,
-                "paused_until": ledger.paused_until(seen.subject, now),
-            }
-        )
-    return sorted(rows, key=lambda one: str(one["container"]))
+    return [row.as_dict(now) for row in Board(engine, ledger, settings).rows()]
 
 
 def status_table(rows: Sequence[dict[str, Any]]) -> str:

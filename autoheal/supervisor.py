@@ -8,7 +8,7 @@ import queue
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType
 
@@ -20,6 +20,7 @@ from autoheal.heal import seconds_of
 from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting
 from autoheal.ledger import Ledger, Request
 from autoheal.limits import Limits
+from autoheal.metrics import Metrics
 from autoheal.notify import Message, Notifier
 from autoheal.settings import Policy, Settings, policy
 from autoheal.turns import Ended, Waiting, broken_until, turns
@@ -65,6 +66,8 @@ class Supervisor:
         self._services: set[str] = set()
         self._starts: dict[str, float] = {}
         self._last_error = ""
+        self.metrics = Metrics()
+        self.changed: Callable[[], None] = lambda: None
         self._stopping = False
         self._ready_at = 0.0
 
@@ -107,6 +110,8 @@ class Supervisor:
             elif seen is not None:
                 self._consider(seen)
             self._take_turns()
+            if seen is not None:
+                self.changed()
             self._look_again()
             self._tell_if_degraded()
         self._finish()
@@ -160,6 +165,9 @@ class Supervisor:
         if incident is None and decision.verb is Verb.IGNORE:
             return
         after = after_sighting(base, sighting, now)
+        if not base.id:
+            verdict = parse(sighting.line)
+            self.metrics.opened(subject, verdict.reason if verdict else None)
         if after is not base or not base.id:
             after = self._ledger.save(after)
         self._incidents[subject] = after
@@ -207,6 +215,7 @@ class Supervisor:
         incident = replace(self._incidents[sighting.subject], given_up=True)
         self._incidents[sighting.subject] = self._ledger.save(incident)
         self._later.pop(sighting.subject, None)
+        self.metrics.gave_up(sighting.subject)
         text = f"given up, a person is needed: {why}"
         _log.error("%s: %s", sighting.name, text)
         self._tell(News.GIVEN_UP, sighting.name, text, rules)
@@ -218,6 +227,7 @@ class Supervisor:
             _log.info("%s is healthy again; nothing was done", sighting.name)
             return
         last = incident.attempts[-1]
+        self.metrics.healed(last.action, now - incident.opened)
         took = f"{now - last.at:.1f} s after the {last.action}"
         _log.info("%s is healthy again, %s", sighting.name, took)
         if not incident.given_up and last.error is None:
@@ -345,6 +355,7 @@ class Supervisor:
         )
         self._incidents[done.subject] = self._ledger.save(incident)
         failed = attempt.error is not None
+        self.metrics.attempted(done.subject, attempt.action, failed)
         self._ended.append(Ended(done.subject, time.time(), failed))
         sighting = done.sighting
         labels = sighting.labels if sighting else {}

@@ -36,6 +36,8 @@ class Watch:
         sightings: what was seen, oldest first.
         contact: when the engine last answered, in seconds of the monotonic clock; None if never.
         lost_since: since when it does not, likewise; None while it does.
+        listening_since: since when it has told of events without a break, likewise.
+        events: how many events there were.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Watch:
         self.sightings: queue.SimpleQueue[Sighting | Gone | None] = queue.SimpleQueue()
         self.contact: float | None = None
         self.lost_since: float | None = None
+        self.listening_since: float | None = None
+        self.events = 0
         self._also = also
         self._engine, self._label, self._interval = engine, label, interval
         self._stopping = threading.Event()
@@ -87,15 +91,16 @@ class Watch:
                 _log.info("watching the Docker engine at %s", self._engine.url)
                 said, retry = "", FIRST_RETRY_SECONDS
                 self._list()  # after the stream is open: what happens in between is in both
-                self.lost_since = None
+                self.lost_since, self.listening_since = None, time.monotonic()
                 for container in events:
+                    self.events += 1
                     self.look(container)
                 problem = "the engine closed the connection"
             except EngineError as error:
                 problem = str(error)
             if self._stopping.is_set():
                 return
-            self.lost_since = self.lost_since or time.monotonic()
+            self.lost_since, self.listening_since = self.lost_since or time.monotonic(), None
             if problem != said:
                 _log.warning("%s; trying again until it answers", problem)
                 said = problem

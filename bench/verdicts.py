@@ -12,6 +12,7 @@ for one that takes half a minute.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def main(word: str = "") -> int:
     print(f"| | {' | '.join(CHECKS)} |\n|---|{'---|' * len(CHECKS)}", flush=True)
     right = dict.fromkeys(CHECKS, 0)
     states = [state for state in STATES if word in state.name]
-    with volume_of_models(engine) as models:
+    with volume_of_models(engine, f"bench-{os.getpid()}") as models:
         for state in states:
             cells = []
             for name, check in CHECKS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -124,13 +125,50 @@ def status(form: str, watch: bool, **flags: str | None) -> None:
         time.sleep(WATCH_SECONDS)
 
 
-@main.command(short_help="Answer over HTTP: /health, /livez, /readyz.")
+@main.command(short_help="Print GPUs and models as Prometheus metrics.")
+@knob_options([knob for knob in KNOBS if knob.name == "host"])
+@click.option(
+    "--textfile",
+    type=click.Path(dir_okay=False),
+    help="Write them to this file, for node_exporter's textfile collector (*.prom).",
+)
+@click.option(
+    "--every",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 86_400),
+    help="Write that file again and again, so often, until Ctrl-C.",
+)
+def metrics(host: str | None, textfile: str | None, every: float | None) -> None:
+    """Print GPUs and models as Prometheus metrics; no model is asked for anything."""
+    from probe.metrics import Metrics
+
+    if every is not None and textfile is None:
+        raise click.UsageError("--every needs --textfile: a file to write again and again")
+    made = Metrics(Settings.from_flags_and_env({"host": host}, os.environ).host)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    while textfile is not None:
+        began = time.monotonic()
+        try:
+            made.write(textfile)
+        except OSError as error:
+            raise click.ClickException(f"--textfile {textfile}: {error.strerror}") from None
+        if every is None:
+            break
+        time.sleep(max(began + every - time.monotonic(), 0))
+    if textfile is None:
+        sys.stdout.write(made.page().decode())
+    sys.stdout.flush()
+    os._exit(0)  # an NVML call that hangs would hold us
+
+
+@main.command(short_help="Answer over HTTP: /health, /livez, /readyz, /metrics.")
 @knob_options((*SERVE_KNOBS, *KNOBS))
 def serve(**flags: str | None) -> None:
     """Check every --interval seconds, and answer over HTTP with what the last check found.
 
     /health has everything: 200 well, 503 not, 206 while a model is being loaded. /livez is for a
-    liveness probe: 503 only where a restart helps. /readyz is for a readiness probe.
+    liveness probe: 503 only where a restart helps. /readyz is for a readiness probe. /metrics is
+    for Prometheus.
     """
     from probe.serve import serve as answer
 

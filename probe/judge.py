@@ -399,7 +399,14 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
         if asked is not None and asked.ask.tokens and asked.answer.outcome == "token":
             readings = _speed(asked.answer) | readings
     first = observation.seen[0].model
-    readings |= {"model": first.name, "vram_percent": vram_percent(first)}
+    models = (*(seen.model for seen in observation.seen), *observation.others)
+    readings |= {
+        "model": first.name,
+        "vram_percent": vram_percent(first),
+        "models_loaded": len(models),
+        "models_bytes": sum(model.size_bytes for model in models),
+        "models_vram_bytes": observation.claimed_bytes,
+    }
     return Verdict(True, Reason.READY, "; ".join(words), readings)
 
 

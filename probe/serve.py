@@ -20,11 +20,14 @@ from typing import Any, NoReturn
 from waitress.server import create_server
 
 from probe.check import look
+from probe.exposition import CONTENT_TYPE
+from probe.metrics import Checks, Metrics
 from probe.observation import Observation
 from probe.report import Reason, Remedy, Verdict, render
 from probe.settings import ServeSettings, SettingError, Settings
 
 GIB = 1 << 30
+METRICS = "/metrics"
 LATE_CHECKS = 3
 """What was found this many checks ago says nothing of now."""
 
@@ -48,26 +51,39 @@ class Finding:
 
 
 class Answers:
-    """The WSGI application: `/health`, `/livez` and `/readyz`, out of what was found last."""
+    """The WSGI application: pages out of what was found last, and `/metrics`."""
 
     def __init__(self, serve: ServeSettings, settings: Settings) -> None:
         self._serve = serve
         self._late_seconds = LATE_CHECKS * (serve.interval + settings.timeout)
         self.finding: Finding | None = None
+        self._checks = Checks()
+        self._metrics = Metrics(settings.host, self._checks)
         self._pages = {"/health": self._health, "/livez": self._livez, "/readyz": self._readyz}
 
+    def found(self, finding: Finding) -> None:
+        """A check has ended."""
+        self.finding = finding
+        self._checks.note(finding.verdict)
+
     def __call__(self, request: Mapping[str, Any], start: StartResponse) -> Iterable[bytes]:
-        page = self._pages.get(request.get("PATH_INFO", ""))
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+        path = request.get("PATH_INFO", "")
+        page = self._pages.get(path)
+        kind, text = "application/json", b""
+        status, body = HTTPStatus.OK, Body()
+        headers = [("Cache-Control", "no-store")]
         if request["REQUEST_METHOD"] not in ("GET", "HEAD"):
             status, body = HTTPStatus.METHOD_NOT_ALLOWED, Body(error="only GET and HEAD")
             headers.append(("Allow", "GET, HEAD"))
+        elif path == METRICS:
+            kind, text = CONTENT_TYPE, self._metrics.page()
         elif page is None:
-            status, body = HTTPStatus.NOT_FOUND, Body(error="no such page", pages=[*self._pages])
+            pages = [*self._pages, METRICS]
+            status, body = HTTPStatus.NOT_FOUND, Body(error="no such page", pages=pages)
         else:
             status, body = page(time.monotonic())
-        content = json.dumps(body).encode() + b"\n"
-        headers.append(("Content-Length", str(len(content))))
+        content = text or json.dumps(body).encode() + b"\n"
+        headers += [("Content-Type", kind), ("Content-Length", str(len(content)))]
         start(f"{status.value} {status.phrase}", headers)
         return [] if request["REQUEST_METHOD"] == "HEAD" else [content]
 
@@ -140,12 +156,14 @@ def serve(settings: Settings, options: ServeSettings) -> NoReturn:
         raise SettingError(f"--listen {host}:{port}: {words}") from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as PID 1 it would not end otherwise
     threading.Thread(target=server.run, daemon=True).start()
-    print(f"answering on {_address(host, port)} at /health, /livez and /readyz", flush=True)
+    print(
+        f"answering on {_address(host, port)} at /health, /livez, /readyz and /metrics", flush=True
+    )
     said = None
     while True:
         began = time.monotonic()
         verdict, observation = look(settings)
-        answers.finding = Finding(time.monotonic(), verdict, observation)
+        answers.found(Finding(time.monotonic(), verdict, observation))
         if (verdict.healthy, verdict.reason) != said:
             said = verdict.healthy, verdict.reason
             print(time.strftime("%Y-%m-%dT%H:%M:%S%z"), render(verdict), flush=True)

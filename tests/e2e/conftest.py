@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import json
 import os
@@ -32,8 +33,10 @@ from tests.nvml import Nvml
 
 OLLAMA = "ollama-autoheal/ollama"
 AUTOHEAL = "ollama-autoheal/autoheal"
-MODELS = "ollama-autoheal-e2e-models"
 ROOT = Path(__file__).parents[2]
+
+MODELS = f"e2e-models-{os.environ.setdefault('AUTOHEAL_TEST_RUN', uuid.uuid4().hex[:8])}"
+"""One volume for all processes of this run."""
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
@@ -269,9 +272,8 @@ def engine() -> docker.DockerClient:
     return docker.from_env()
 
 
-@contextmanager
-def volume_of_models(engine: docker.DockerClient) -> Iterator[str]:
-    """A volume with models.
+def make_models(engine: docker.DockerClient, volume: str) -> None:
+    """Make a volume with models.
 
     `tiny` loads at once, `big` takes seconds, `vector` only embeds, and `tuned` is `tiny` with
     an adapter, a system prompt and a context length of its own.
@@ -293,12 +295,12 @@ def volume_of_models(engine: docker.DockerClient) -> Iterator[str]:
         }
         for name, words in lines.items():
             (files / name).write_text("\n".join(words) + "\n")
-        engine.volumes.create(MODELS)
+        engine.volumes.create(volume)
         container = engine.containers.run(
             OLLAMA,
             detach=True,
             volumes={
-                MODELS: {"bind": "/root/.ollama", "mode": "rw"},
+                volume: {"bind": "/root/.ollama", "mode": "rw"},
                 directory: {"bind": "/models", "mode": "ro"},
             },
             healthcheck={"test": ["CMD", "ollama-probe", "check"], "interval": SECOND // 2},
@@ -310,14 +312,35 @@ def volume_of_models(engine: docker.DockerClient) -> Iterator[str]:
                 assert done.exit_code == 0, done.output
         finally:
             container.remove(force=True, v=True)
-    yield MODELS
-    engine.volumes.get(MODELS).remove(force=True)
+
+
+@contextmanager
+def volume_of_models(engine: docker.DockerClient, name: str) -> Iterator[str]:
+    """A volume with models, removed at the end."""
+    make_models(engine, name)
+    try:
+        yield name
+    finally:
+        engine.volumes.get(name).remove(force=True)
 
 
 @pytest.fixture(scope="session")
-def models(engine: docker.DockerClient) -> Iterator[str]:
-    with volume_of_models(engine) as volume:
-        yield volume
+def models(engine: docker.DockerClient) -> str:
+    """The models of this run; whichever of its processes comes first makes them."""
+    with open(Path(tempfile.gettempdir(), MODELS), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not engine.volumes.list(filters={"name": MODELS}):
+            make_models(engine, MODELS)
+    return MODELS
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the models, once every process has ended."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    Path(tempfile.gettempdir(), MODELS).unlink(missing_ok=True)
+    with suppress(docker.errors.DockerException):
+        docker.from_env().volumes.get(MODELS).remove(force=True)
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ def test_a_stopped_or_paused_container_is_left_alone(
     paused.container.unpause()
 
 
+@pytest.mark.alone
 def test_a_container_that_fell_sick_while_autoheal_was_down_is_healed_at_its_start(
     patient: Callable[..., Patient], autoheal: Start
 ) -> None:

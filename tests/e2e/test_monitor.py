@@ -47,6 +47,9 @@ EXAMPLES = dict(
     )
 )
 
+NOBODY = "http://127.0.0.1:1"
+"""Where no server listens."""
+
 GPUS = (
     "device GPU-1 24576 9000 37",
     f"process {os.getpid()} 8000 30",
@@ -144,7 +147,7 @@ def test_a_client_of_ollamas_library_is_asked_from_both_worlds(world: World, kin
 def test_a_server_that_is_gone_is_an_error_that_is_named_and_gpus_are_still_shown(
     world: World,
 ) -> None:
-    world.ollama.container.stop(timeout=0)
+    world.env["OLLAMA_HOST"] = NOBODY
     program = "m = OllamaGPUMonitor(retry_attempts=2, retry_delay=0.1)\nprint(m.to_json())\n"
     said = json.loads(world.run(program))
     assert said["ollama_processes"] == []
@@ -159,7 +162,7 @@ def test_readings_are_kept_for_a_while_and_a_callers_changes_to_them_are_not(
         ollama_library.Client(host=world.ollama.url), cache_duration=60, retry_attempts=1
     )
     monitor.get_ollama_processes()[0]["name"] = "changed"
-    world.ollama.container.stop(timeout=0)
+    monitor.ollama_client = ollama_library.Client(host=NOBODY)
     assert [one["name"] for one in monitor.get_ollama_processes()] == ["tiny:latest"]
     assert monitor.get_ollama_processes(force_refresh=True) == []
 

@@ -135,7 +135,8 @@ def test_a_crowd_of_requests_is_no_crowd_of_generations(
         page = pages(server, "--host", front.url, "--interval", "2")
         page.wait_line("healthy ready")
         began = time.monotonic()
-        with ThreadPoolExecutor(50) as crowd, httpx.Client(timeout=20) as client:
+        limits = httpx.Limits(max_connections=50, max_keepalive_connections=50)
+        with ThreadPoolExecutor(50) as crowd, httpx.Client(timeout=20, limits=limits) as client:
             codes = list(
                 crowd.map(lambda _: client.get(f"{page.url}/health").status_code, range(1000))
             )

@@ -29,6 +29,7 @@ def crowd(label: str) -> Iterator[tuple[Any, list[str]]]:
         list(pool.map(lambda row: remove(api, row["Id"]), all_of(api, label)))
 
 
+@pytest.mark.alone
 def test_all_are_healed_once_within_the_limits_and_a_flapping_one_is_in_nobodys_way(
     crowd: tuple[Any, list[str]], autoheal: Callable[..., Autoheal], label: str
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from probe import monitor as module
 from probe.gpu import GpuDevice, GpuFault, GpuProcess, GpuReading
 from probe.monitor import OllamaGPUMonitor
 from probe.ollama import LoadedModel
@@ -30,10 +29,10 @@ def monitored(
     **options: Any,
 ) -> OllamaGPUMonitor:
     """A monitor whose readings are given, in the place of a machine with such GPUs."""
-    monkeypatch.setattr(module, "read_all", lambda env: GpuReading(gpus))
-    monkeypatch.setattr(module.Server, "loaded", lambda server, timeout: models)
-    monkeypatch.setattr(module.Server, "blob", lambda server, name, timeout: f"sha256-{name}")
-    monkeypatch.setattr(module.runners, "find", lambda: found)
+    monkeypatch.setattr("probe.monitor.read_all", lambda env: GpuReading(gpus))
+    monkeypatch.setattr("probe.ollama.Server.loaded", lambda server, timeout: models)
+    monkeypatch.setattr("probe.ollama.Server.blob", lambda server, name, timeout: f"sha256-{name}")
+    monkeypatch.setattr("probe.runners.find", lambda: found)
     return OllamaGPUMonitor(**options)
 
 
@@ -106,7 +105,7 @@ def test_a_model_is_on_the_gpu_whose_memory_its_own_process_holds(
     found = Runner(8, 1, blob="sha256-a"), Runner(7, 1, blob="sha256-b")
     monitor = monitored(monkeypatch, (first, second), models, found)
     usage = monitor.get_model_gpu_usage()
-    assert [(u["gpu_info"] or {}).get("gpu_uuid") for u in usage] == ["GPU-2", "GPU-1", None]
+    assert [u["gpu_info"] and u["gpu_info"]["gpu_uuid"] for u in usage] == ["GPU-2", "GPU-1", None]
     assert [u["gpu_match_quality"] for u in usage] == ["exact", "exact", None]
     assert [u["pid"] for u in usage] == [8, 7, None]
 
@@ -145,8 +144,8 @@ def test_a_driver_that_fails_is_tried_again_and_then_named(
 ) -> None:
     broken = GpuReading(fault=GpuFault.UNKNOWN, error="NVML: Unknown Error")
     readings = iter([broken, GpuReading((COOL,)), broken, broken])
-    monkeypatch.setattr(module, "read_all", lambda env: next(readings))
-    monkeypatch.setattr(module.Server, "loaded", lambda server, timeout: ())
+    monkeypatch.setattr("probe.monitor.read_all", lambda env: next(readings))
+    monkeypatch.setattr("probe.ollama.Server.loaded", lambda server, timeout: ())
     monitor = OllamaGPUMonitor(retry_attempts=2, retry_delay=0)
     assert len(monitor.get_gpu_status()) == 1
     assert monitor.errors == {}

@@ -1,4 +1,7 @@
-"""What httpx asks of this module, for a client that has no proxy, no password and no cookie."""
+"""What httpx asks of this module, for a client that has no proxy, no password and no cookie.
+
+And what prometheus_client names of it, which would push metrics to a gateway.
+"""
 
 
 class Request:
@@ -12,3 +15,23 @@ def getproxies() -> dict[str, str]:
 
 def parse_http_list(text: str) -> list[str]:
     raise NotImplementedError("this bundle knows no HTTP authentication")
+
+
+class BaseHandler:
+    pass
+
+
+class HTTPHandler:
+    pass
+
+
+class HTTPSHandler:
+    pass
+
+
+class HTTPRedirectHandler:
+    pass
+
+
+def build_opener(*handlers: type) -> None:
+    raise NotImplementedError("this bundle pushes no metrics")

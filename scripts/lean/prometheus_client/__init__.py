@@ -1,0 +1,1 @@
+"""The package without what the probe never imports of it: instruments and collectors."""
