@@ -4,7 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 OLLAMA_PORT ?= 11434
-export OLLAMA_PORT
+AUTOHEAL_PORT ?= 8787
+export OLLAMA_PORT AUTOHEAL_PORT
 
 # Without those of `make up` itself, and of ways to an engine that do not depend on its version.
 OLDER_ENGINE_TESTS := tests/e2e/test_autoheal.py tests/e2e/test_healing.py \

@@ -71,7 +71,12 @@ def run(**flags: str | None) -> None:
     from autoheal.supervisor import Supervisor
 
     log.configure(settings)
-    supervisor = Supervisor(settings, os.environ)
+    listener = None
+    if settings.web is not None:
+        from autoheal.web.server import bind
+
+        listener = bind(settings.web)
+    supervisor = Supervisor(settings, os.environ, listener)
     # A script may need root, and so does ending the processes of others.
     needs_root = settings.post_restart_script or settings.notify_script or stale.can_be_seen()
     if supervisor.own_id is not None and not needs_root:

@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Any
 
 from autoheal.incident import Action, News
-from probe.settings import Knob, number, one_of, read, seconds
+from probe.settings import Knob, address, number, one_of, read, seconds
+
+DEFAULT_WEB = ("127.0.0.1", 8787)
 
 MEMORY = ":memory:"
 """A ledger that lives as long as this container's memory."""
@@ -108,6 +111,25 @@ def _words(text: str) -> str:
     if not text:
         raise ValueError(text)
     return text
+
+
+def _web(text: str) -> tuple[str, int] | None:
+    if text.lower() in ("on", "true", "1", "yes"):
+        return DEFAULT_WEB
+    return None if text.lower() in ("", "off", "false", "0", "no") else address(text)
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{16,}", text):
+        raise ValueError(text)
+    return text
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) for name in names):
+        raise ValueError(text)
+    return names
 
 
 PROCESS_KNOBS: tuple[Knob, ...] = (
@@ -327,6 +349,49 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         _bytes_allowed,
         "More bytes per second to and from disk than this are a fault. Empty: no limit.",
     ),
+    Knob(
+        "web",
+        "AUTOHEAL_WEB",
+        "",
+        _web,
+        "on, off, or an address: host:port or :port",
+        "Where the status page, its JSON and the metrics are served; on: 127.0.0.1:8787.",
+        alone="on",
+    ),
+    Knob(
+        "web_token",
+        "AUTOHEAL_WEB_TOKEN",
+        "",
+        _optional(_token),
+        "at least 16 printable characters without a space",
+        "Whoever has it may heal, pause and resume on the page. Empty: the page is read-only.",
+        secret=True,
+    ),
+    Knob(
+        "web_hosts",
+        "AUTOHEAL_WEB_HOSTS",
+        "",
+        _hosts,
+        "names of hosts, separated by commas",
+        "Names with a dot by which the page may be asked for. Addresses and names without a dot "
+        "always are allowed.",
+    ),
+    Knob(
+        "host_ip",
+        "AUTOHEAL_HOST_IP",
+        "",
+        lambda text: str(ip_address(text)) if text else "",
+        "an IP address",
+        "The machine's address, to be shown on the page; a container cannot know it.",
+    ),
+    Knob(
+        "note",
+        "AUTOHEAL_NOTE",
+        "",
+        str,
+        "any text",
+        "A note about this machine, to be shown on the page.",
+    ),
 )
 
 
@@ -532,6 +597,11 @@ class Settings:
     max_cpu_percent: float | None = None
     max_memory_percent: float | None = None
     max_io_bytes: float | None = None
+    web: tuple[str, int] | None = None
+    web_token: str | None = None
+    web_hosts: tuple[str, ...] = ()
+    host_ip: str = ""
+    note: str = ""
     defaults: Policy = field(default_factory=Policy)
 
     @classmethod

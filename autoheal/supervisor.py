@@ -6,14 +6,17 @@ import logging
 import os
 import queue
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 from autoheal import heartbeat
 from autoheal.attempts import Attempts, Done, Turn
+from autoheal.board import Board
 from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, possible
 from autoheal.engine import Engine, EngineError, GoneError
 from autoheal.heal import seconds_of
@@ -46,10 +49,17 @@ class Supervisor:
 
     One thread decides, so no two decisions about a container can cross; each heal runs in a
     thread of its own, so a container that is slow to stop delays no other.
+
+    Args:
+        settings: of the process.
+        env: its environment.
+        listener: a socket to serve the status page on; None for no page.
     """
 
-    def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, env: Mapping[str, str], listener: socket.socket | None = None
+    ) -> None:
+        self._settings, self._listener = settings, listener
         self._engine = Engine(settings, env)
         self.engine_url = self._engine.url
         self.own_id = own_container_id()
@@ -67,7 +77,7 @@ class Supervisor:
         self._starts: dict[str, float] = {}
         self._last_error = ""
         self.metrics = Metrics()
-        self.changed: Callable[[], None] = lambda: None
+        self._changed: Callable[[], None] = lambda: None
         self._stopping = False
         self._ready_at = 0.0
 
@@ -84,6 +94,9 @@ class Supervisor:
         if self._settings.start_period:
             _log.info("healing starts in %g s", self._settings.start_period)
         self._attempts.finish_what_was_begun()
+        self.metrics.show(Board(self._engine, self._ledger, self._settings).rows, self._watch)
+        if self._listener is not None:
+            self._show_page(self._listener)
         self._watch.start()
         self._limits.start()
         beat = ledger_look = prune = 0.0
@@ -111,10 +124,25 @@ class Supervisor:
                 self._consider(seen)
             self._take_turns()
             if seen is not None:
-                self.changed()
+                self._changed()
             self._look_again()
             self._tell_if_degraded()
         self._finish()
+
+    def _show_page(self, listener: socket.socket) -> None:
+        from autoheal.web.app import application
+        from autoheal.web.collector import Collector
+        from autoheal.web.server import serve
+
+        settings = self._settings
+        collector = Collector(
+            self._engine, self._ledger, settings, in_container=self.own_id is not None
+        )
+        self._changed = collector.changed
+        well = partial(heartbeat.problem, settings)
+        serve(listener, application(collector, self._ledger, settings, self.metrics, well))
+        host, port = listener.getsockname()[:2]
+        _log.info("the status page is at http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -317,11 +345,13 @@ class Supervisor:
             self._later.pop(subject, None)
             self._begun.append(now)
             self._attempts.begin(turn, self._incidents[subject])
+            self._changed()
 
     def _ended_one(self, done: Done) -> None:
         """Called in the attempt's own thread."""
         self._done.put(done)
         self._watch.sightings.put(None)
+        self._changed()
 
     def _take_results(self) -> None:
         while True:

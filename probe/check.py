@@ -40,7 +40,7 @@ def look(settings: Settings) -> tuple[Verdict, Observation]:
 
 
 def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
-    """Only look: ask no model for anything, and leave nothing behind.
+    """Only look, at GPUs in detail: ask no model for anything, and leave nothing behind.
 
     Returns:
         The verdict, what it rests on, and what the checks before have left.
@@ -51,7 +51,7 @@ def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     past = MemoryFile(settings.state_dir, settings.host).peek()
-    observation = observe(settings, past, end, ask=False)
+    observation = observe(settings, past, end, ask=False, details=True)
     verdict, _ = judge(observation, past, settings, time.monotonic())
     return verdict, observation, past
 

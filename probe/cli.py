@@ -58,7 +58,12 @@ def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for knob in reversed(knobs):
             text = f"{knob.help} [{knob.env}; default: {knob.default or 'none'}]"
-            function = click.option(knob.flag, knob.name, metavar="VALUE", help=text)(function)
+            extra: dict[str, Any] = {}
+            if knob.alone is not None:
+                extra = {"is_flag": False, "flag_value": knob.alone}
+            function = click.option(knob.flag, knob.name, metavar="VALUE", help=text, **extra)(
+                function
+            )
         return function
 
     return decorate

@@ -27,7 +27,9 @@ _RUNNER_SHARE = 0.5
 """A runner that has not said a word in this share of the time left counts as silent."""
 
 
-def observe(settings: Settings, memory: Memory, end: float, *, ask: bool = True) -> Observation:
+def observe(
+    settings: Settings, memory: Memory, end: float, *, ask: bool = True, details: bool = False
+) -> Observation:
     """Look at the GPU and the server; never raises, and ends at `end`.
 
     Args:
@@ -35,12 +37,13 @@ def observe(settings: Settings, memory: Memory, end: float, *, ask: bool = True)
         memory: what the checks before left.
         end: the deadline, in seconds of the monotonic clock.
         ask: False only looks, and asks no model for anything.
+        details: read of the GPUs what no check needs, too.
     """
     env = os.environ
     hint = settings.gpu == "auto" and (
         gpu.hidden_by(env) is None and (gpu.has_driver_library(env) or gpu.has_device_node())
     )
-    look = gpu.Look(env) if gpu_wanted(settings, memory, hint) else None
+    look = gpu.Look(env, details=details) if gpu_wanted(settings, memory, hint) else None
     began = time.monotonic()
     clock = time.time() - began
     observation = _Visit(settings, memory, clock, end, ask).pay()

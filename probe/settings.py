@@ -34,6 +34,7 @@ class Knob:
         allowed: what is allowed, in words that end the error message.
         help: one line for `--help` and the documentation.
         secret: its value must never be shown, not even when it is wrong.
+        alone: the value that the flag means without one; None where it needs one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Knob:
     allowed: str
     help: str
     secret: bool = False
+    alone: str | None = None
 
     @property
     def flag(self) -> str:

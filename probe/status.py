@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from probe import amd
 from probe.gpu import GpuDevice
 from probe.memory import Episode, Memory
 from probe.observation import Observation, Seen
@@ -29,14 +30,13 @@ def as_json(
     verdict: Verdict, observation: Observation, memory: Memory, now: float
 ) -> dict[str, Any]:
     """The same as plain data."""
-    gpu = observation.gpu
     return {
         "status": "healthy" if verdict.healthy else "unhealthy",
         "reason": verdict.reason,
         "remedy": verdict.remedy,
         "message": verdict.message,
         "readings": verdict.readings,
-        "gpus": [asdict(device) for device in gpu.devices] if gpu else [],
+        "gpus": [asdict(device) for device in _gpus(observation)],
         "models": [
             {
                 "name": seen.model.name,
@@ -55,15 +55,15 @@ def _lines(verdict: Verdict, observation: Observation, memory: Memory, now: floa
     yield f"{_coloured(verdict.healthy, verdict.reason)}  {verdict.message}"
     if verdict.remedy != "none":
         yield f"what helps: {verdict.remedy}"
-    gpu = observation.gpu
+    gpu, gpus = observation.gpu, _gpus(observation)
     yield ""
     yield click.style("GPUs", bold=True)
-    if gpu is None:
+    if gpus:
+        yield from map(_device, gpus)
+    elif gpu is None:
         yield "  none is expected here"
-    elif not gpu.devices:
-        yield f"  {gpu.error or 'NVML sees none'}"
     else:
-        yield from map(_device, gpu.devices)
+        yield f"  {gpu.error or 'NVML sees none'}"
     yield ""
     yield click.style("Models", bold=True)
     models = _all(observation)
@@ -83,8 +83,19 @@ def _all(observation: Observation) -> tuple[Seen, ...]:
     return (*observation.seen, *map(Seen, observation.others))
 
 
+def _gpus(observation: Observation) -> tuple[GpuDevice, ...]:
+    """NVIDIA's, and AMD's, of which no check says anything."""
+    return (*(observation.gpu.devices if observation.gpu else ()), *amd.devices())
+
+
 def _device(device: GpuDevice) -> str:
     use = "" if device.utilization_percent is None else f"  {device.utilization_percent:3} % used"
+    if device.temperature_celsius is not None:
+        use += f"  {device.temperature_celsius:g} °C"
+    if device.power_draw_watts is not None:
+        use += f"  {device.power_draw_watts:.0f} W"
+    if device.throttle_reasons:
+        use += f"  slowed down: {', '.join(device.throttle_reasons)}"
     total, used = device.memory_total_bytes, device.memory_used_bytes
     if total is None or used is None:
         return f"  {device.name}{use}  (does not tell its memory)  {device.uuid}"

@@ -98,6 +98,8 @@ def main() -> None:
         if (one := place(relative, source, library, args, named)) is not None
     }
     shutil.copy(os.path.realpath(sys.executable), interpreter)
+    for directory in args.data:
+        shutil.copytree(directory, library / directory)
     copy_libraries([interpreter, *library.rglob("*.so")], args.target.absolute() / "lib")
     code = byte_code(bundled.__file__, library / "bundled.py")
     write_byte_code(library / "bundled.pyc", code)
@@ -134,6 +136,9 @@ def arguments() -> argparse.Namespace:
     )
     options.add_argument(
         "--whole", nargs="*", default=[], metavar="PACKAGE", help="whose modules find each other"
+    )
+    options.add_argument(
+        "--data", nargs="*", default=[], metavar="DIR", help="of a package, to stand beside it"
     )
     options.add_argument("--check", metavar="CODE", help="must run in the bundle")
     return options.parse_args()

@@ -13,12 +13,16 @@ from scripts import engine, images
 from scripts.say import FailedError, main, run, say, step
 
 WAIT_SECONDS = 900
-PORT = os.environ.get("OLLAMA_PORT") or "11434"
+PORTS = {
+    "OLLAMA_PORT": os.environ.get("OLLAMA_PORT") or "11434",
+    "AUTOHEAL_PORT": os.environ.get("AUTOHEAL_PORT") or "8787",
+}
 
 
 def up() -> None:
-    if not PORT.isdigit() or not 0 < int(PORT) < 65_536:
-        raise FailedError(f"OLLAMA_PORT={PORT!r}: must be a port number from 1 to 65535")
+    for name, port in PORTS.items():
+        if not port.isdigit() or not 0 < int(port) < 65_536:
+            raise FailedError(f"{name}={port!r}: must be a port number from 1 to 65535")
     say("1. A Docker Engine")
     engine.ensure()
     say("2. The base images")
@@ -33,12 +37,15 @@ def up() -> None:
         with step(f"building ollama-autoheal/{service}"):
             run([*compose, "--progress", "plain", "build", service], env=environment, log="build")
     say("4. Both services")
-    _check_port(compose)
+    _check_port(compose, "ollama", "OLLAMA_PORT", "perhaps by an Ollama outside of Docker")
+    _check_port(compose, "autoheal", "AUTOHEAL_PORT", "and autoheal's page would have it")
     run([*compose, "up", "--detach", "--no-build"], env=environment, log="up")
     _wait(compose)
     say(
         f"""
-Ollama answers at http://127.0.0.1:{PORT}, and is healed when it does not. Look next at
+Ollama answers at http://127.0.0.1:{PORTS["OLLAMA_PORT"]}, and is healed when it does not. Look next at
+
+  http://127.0.0.1:{PORTS["AUTOHEAL_PORT"]:<22} models, GPUs, containers and incidents, live
 
   docker compose ps                      both services and their health
   docker compose exec ollama ollama-probe status
@@ -51,18 +58,19 @@ Ollama answers at http://127.0.0.1:{PORT}, and is healed when it does not. Look 
     )
 
 
-def _check_port(compose: list[str]) -> None:
+def _check_port(compose: list[str], service: str, name: str, who: str) -> None:
     """Say it plainly when another program has the port; the engine's own words are long."""
-    if run([*compose, "ps", "--status", "running", "--quiet", "ollama"]).strip():
+    if run([*compose, "ps", "--status", "running", "--quiet", service]).strip():
         return
+    port = int(PORTS[name])
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", int(PORT)))
+            probe.bind(("127.0.0.1", port))
         except OSError:
             raise FailedError(
-                f"Port {PORT} of this machine is taken, perhaps by an Ollama outside of Docker. "
-                "Stop that, or choose another: make up OLLAMA_PORT=11435"
+                f"Port {port} of this machine is taken, {who}. Stop what has it, or choose "
+                f"another: make up {name}={port + 1}"
             ) from None
 
 

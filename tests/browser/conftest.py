@@ -1,0 +1,110 @@
+"""A real browser, and autoheal with its page; the engine, images and helpers of the others."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.e2e.conftest import (
+    Autoheal,
+    autoheal,
+    engine,
+    label,
+    models,
+    nvml,
+    ollama,
+    patient,
+    pytest_sessionfinish,
+    start,
+)
+
+__all__ = [
+    "autoheal",
+    "engine",
+    "label",
+    "models",
+    "nvml",
+    "ollama",
+    "patient",
+    "pytest_sessionfinish",
+    "start",
+]
+
+TOKEN = "a-token-of-the-tests"
+WIDE, PHONE = (1280, 900), (390, 844)
+
+
+class Site:
+    """Autoheal's page, and a browser that looks at it."""
+
+    def __init__(self, browser: Browser, healer: Autoheal, url: str) -> None:
+        self.browser, self.healer, self.url = browser, healer, url
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+
+    def open(self, size: tuple[int, int] = WIDE, *, dark: bool = False) -> Page:
+        """The page, once it shows containers."""
+        context = self.browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+        )
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        page.goto(self.url)
+        page.wait_for_selector("#container-table table")
+        return page
+
+    def unlock(self, page: Page, token: str = TOKEN) -> None:
+        page.get_by_role("button", name="Unlock").click()
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Unlock", exact=True).last.click()
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning") and not re.search(r"status of 40[13]", text):
+            self.complaints.append(text)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no Chromium: `make test` installs one")
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def site(browser: Browser, autoheal: Callable[..., Autoheal]) -> Iterator[Callable[..., Site]]:
+    """Starts autoheal with its page."""
+    sites: list[Site] = []
+
+    def begin(**env: Any) -> Site:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        web = {"AUTOHEAL_WEB": f"127.0.0.1:{port}", "AUTOHEAL_WEB_TOKEN": TOKEN}
+        healer = autoheal(**{**web, **env})
+        healer.wait_line("the status page is at")
+        healer.wait_healthy()
+        sites.append(Site(browser, healer, f"http://127.0.0.1:{port}/"))
+        return sites[-1]
+
+    yield begin
+    for one in sites:
+        for context in browser.contexts:
+            context.close()
+        assert one.complaints == []
+        assert [url for url in one.requests if not url.startswith(one.url)] == []

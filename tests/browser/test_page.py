@@ -1,0 +1,306 @@
+"""The page in a real Chromium, against a real engine and a real Ollama."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import docker
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PHONE, TOKEN, WIDE, Site
+from tests.e2e.conftest import Ollama, Patient, fall_sick
+from tests.nvml import Nvml
+
+GPU = ("device GPU-1 24576 9000 37", "detail 61 210000 350000 0 4")
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+FOCUS = "document.activeElement.ariaLabel ?? document.activeElement.textContent"
+
+Sites = Callable[..., Site]
+Patients = Callable[..., Patient]
+
+
+def row(page: Page, name: str) -> Any:
+    return page.locator("#container-table tbody tr", has_text=name)
+
+
+def test_what_is_shown_is_what_the_engine_the_gpu_and_the_server_say(
+    site: Sites, ollama: Callable[..., Ollama], nvml: Nvml
+) -> None:
+    nvml.answer(*GPU)
+    server = ollama({"PROBE_GPU": "off"}, volumes=nvml.volume)
+    server.wait_health("healthy")
+    server.generate("tiny")
+    server.wait_health("healthy", "ready")
+    page = site(LD_LIBRARY_PATH=str(nvml.directory), AUTOHEAL_NOTE="third rack").open()
+
+    shown = row(page, server.name)
+    expect(shown).to_contain_text(str(server.container.id)[:12])
+    expect(shown).to_contain_text("healthy")
+    expect(shown).to_contain_text("tiny:latest")  # the probe's own line
+
+    gpu = page.locator("article", has_text="GPU 0")
+    for words in ("8.8 GiB of 24.0 GiB (36.6 %)", "37 %", "61 °C", "210 W of 350 W", "power cap"):
+        expect(gpu).to_contain_text(words)
+
+    [model] = server.loaded
+    shown = page.locator("#model-table tbody tr")
+    expect(shown).to_contain_text(model["name"])
+    expect(shown).to_contain_text(f"{round(model['size'] / 2**20)} MiB")
+    expect(shown).to_contain_text("0.0 %")  # of it in VRAM: it runs on the CPU
+    expect(shown).to_contain_text("5 min")
+
+    expect(page.locator("header")).to_contain_text("third rack")
+    expect(page.locator("header")).to_contain_text(docker.from_env().info()["Name"])
+    expect(page.locator("article", has_text="Host")).to_contain_text("CPUs")
+
+
+def test_a_gpu_that_only_the_probe_sees_is_shown_too(
+    site: Sites, ollama: Callable[..., Ollama], nvml: Nvml
+) -> None:
+    nvml.answer(*GPU)
+    server = ollama(volumes=nvml.volume)
+    server.wait_health("healthy")
+    gpu = site().open().locator("article", has_text="GPU 0")
+    expect(gpu).to_contain_text("8.8 GiB of 24.0 GiB")
+    expect(gpu).to_contain_text(server.name)
+
+
+@pytest.mark.alone
+def test_a_heal_appears_within_a_second_and_without_reload(site: Sites, patient: Patients) -> None:
+    one = patient()
+    page = site().open()
+    expect(row(page, one.name)).to_contain_text("healthy")
+    page.evaluate(
+        """() => {
+          window.seen = {};
+          new MutationObserver(() => {
+            const shown = document.querySelector("#timeline").textContent;
+            if (shown.includes("feeling sick")) window.seen.opened ??= Date.now() / 1000;
+            if (shown.includes("restart, 0")) window.seen.done ??= Date.now() / 1000;
+          }).observe(document.body, { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    began = int(time.time())
+    fall_sick(one)
+    page.wait_for_function("() => window.seen.done")
+    seen = page.evaluate("window.seen")  # it is there yet, so it is the same page
+    events = docker.from_env().api.events(
+        decode=True, since=began, until=int(time.time()) + 1, filters={"container": one.name}
+    )
+    at = {event["Action"]: event["timeNano"] / 1e9 for event in events}
+    assert seen["opened"] - at["health_status: unhealthy"] < 1
+    assert seen["done"] - at["start"] < 1
+    expect(row(page, one.name)).to_contain_text("incident for")
+    expect(page.locator("#timeline")).to_contain_text("feeling sick")
+
+
+def test_what_containers_call_themselves_stays_text(site: Sites, patient: Patients) -> None:
+    one = patient(
+        labels={
+            "com.docker.swarm.service.id": uuid.uuid4().hex,
+            "com.docker.swarm.service.name": EVIL,
+        },
+        healthcheck={
+            "test": ["CMD-SHELL", f"echo '{EVIL}'; test ! -e /sick"],
+            "interval": 250_000_000,
+            "retries": 1,
+            "start_period": 1_000_000,
+        },
+    )
+    opened = site(AUTOHEAL_CONTAINER_LABEL="all", AUTOHEAL_DRY_RUN="true", AUTOHEAL_NOTE=EVIL)
+    page = opened.open()
+    expect(page.locator("header")).to_contain_text(EVIL)
+    expect(row(page, one.name)).to_contain_text(EVIL)
+    fall_sick(one)
+    expect(page.locator("#timeline")).to_contain_text(EVIL)
+    assert page.locator("img").count() == 0
+
+
+def test_without_the_token_nothing_can_be_done_and_with_it_a_container_is_healed(
+    site: Sites, patient: Patients
+) -> None:
+    one = patient()
+    opened = site()
+    page = opened.open()
+    expect(row(page, one.name)).to_be_visible()
+    assert page.get_by_role("button", name="Heal").count() == 0
+    opened.unlock(page, "a-wrong-token-of-mine")
+    expect(page.locator("#dialog-error")).to_have_text("the token is wrong")
+    page.keyboard.press("Escape")
+    opened.unlock(page)
+
+    before = one.started_at
+    page.get_by_role("button", name=f"Heal {one.name}").click()
+    page.get_by_role("button", name="Heal", exact=True).click()
+    one.wait_restarted(before)
+    expect(page.locator("#timeline")).to_contain_text("asked for by a person")
+
+    page.get_by_role("button", name=f"Pause {one.name}").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(row(page, one.name)).to_contain_text("paused for")
+    page.get_by_role("button", name=f"Resume {one.name}").click()
+    expect(row(page, one.name)).not_to_contain_text("paused for")
+    page.get_by_role("button", name="Pause all").click()
+    page.get_by_role("button", name="Pause", exact=True).last.click()
+    expect(page.locator("#banner")).to_contain_text("Everything is left alone until")
+    page.get_by_role("button", name="Lock").click()
+    assert page.get_by_role("button", name="Resume").count() == 0
+
+
+def test_a_page_without_a_token_is_read_only(site: Sites, patient: Patients) -> None:
+    one = patient()
+    opened = site(AUTOHEAL_WEB_TOKEN="")
+    page = opened.open()
+    expect(row(page, one.name)).to_be_visible()
+    expect(page.get_by_role("button", name="Unlock")).to_be_hidden()
+    reply = httpx.post(f"{opened.url}api/heal", json={"name": one.name})
+    assert (reply.status_code, "read-only" in reply.json()["error"]) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "words"),
+    [
+        ({}, 401, "the token is wrong"),
+        ({"authorization": "Bearer wrong-wrong-wrong-wrong"}, 401, "the token is wrong"),
+        ({"origin": "https://evil.example"}, 403, "another site's page"),
+        ({"host": "evil.example"}, 421, "AUTOHEAL_WEB_HOSTS"),
+        ({"host": "monitor.example"}, 401, "the token is wrong"),
+    ],
+)
+def test_a_wish_of_another_sites_page_is_refused(
+    site: Sites, headers: dict[str, str], status: int, words: str
+) -> None:
+    opened = site(AUTOHEAL_WEB_HOSTS="monitor.example")
+    right = {"authorization": f"Bearer {TOKEN}"} if "origin" in headers else {}
+    reply = httpx.post(f"{opened.url}api/pause", json={"seconds": 60}, headers=right | headers)
+    assert reply.status_code == status
+    assert words in reply.text
+    assert not httpx.get(f"{opened.url}api/status").json()["autoheal"]["paused_until"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("heal", {"name": "x", "action": "explode"}, "action: must be one of restart, recreate"),
+        ("heal", {}, "name: must be a container's name"),
+        ("pause", {"seconds": -1}, "seconds: must be a number, more than 0"),
+        ("pause", {"seconds": True}, "seconds: must be a number"),
+        ("pause", [], "the body must be a JSON object"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_one_clear_line(
+    site: Sites, path: str, body: Any, words: str
+) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    reply = httpx.post(f"{site().url}api/{path}", json=body, headers=headers)
+    assert reply.status_code == 400
+    assert words in reply.json()["error"]
+
+
+def test_a_browser_is_told_to_run_and_load_nothing_but_ours(site: Sites) -> None:
+    headers = httpx.get(site().url).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_fault_and_nothing_is_wider_than_the_screen(
+    site: Sites, patient: Patients, nvml: Nvml, size: tuple[int, int], dark: bool
+) -> None:
+    nvml.answer(*GPU)
+    one = patient()
+    opened = site(LD_LIBRARY_PATH=str(nvml.directory), AUTOHEAL_BACKOFF="0")
+    page = opened.open(size, dark=dark)
+    before = one.started_at
+    fall_sick(one)
+    one.wait_restarted(before)
+    expect(page.locator("#timeline")).to_contain_text("restart,")
+    opened.unlock(page)
+    button = page.get_by_role("button", name=f"Heal {one.name}")
+    expect(button).to_be_visible()
+    assert serious(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    button.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert serious(page) == []
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds, with the place of each fault."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {[node['target'] for node in one['nodes']]}" for one in found]
+
+
+def test_all_of_it_can_be_done_with_the_keyboard(site: Sites, patient: Patients) -> None:
+    one = patient()
+    opened = site()
+    page = opened.open()
+    opened.unlock(page)
+    expect(page.get_by_role("button", name=f"Heal {one.name}")).to_be_visible()
+    page.locator("body").click(position={"x": 2, "y": 2})
+    passed = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        passed.append(
+            page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent")
+        )
+        if passed[-1] == f"Heal {one.name}":
+            break
+    assert passed[0] == "Skip to the containers"
+    assert passed[-1] == f"Heal {one.name}"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    # the rows are drawn anew, and the focus stays where it was
+    expect(page.get_by_role("button", name=f"Heal {one.name}")).to_be_focused()
+    page.wait_for_timeout(2500)  # longer than the page stays as it is
+    expect(page.get_by_role("button", name=f"Heal {one.name}")).to_be_focused()
+
+
+def test_the_documented_json_has_the_documented_shape(
+    site: Sites, patient: Patients, nvml: Nvml
+) -> None:
+    nvml.answer("device GPU-1 24576 9000 37")
+    one = patient()
+    opened = site(
+        LD_LIBRARY_PATH=str(nvml.directory), AUTOHEAL_HOST_IP="10.3.240.101", AUTOHEAL_NOTE="mine"
+    )
+    pid = one.pids("sleep")[0]
+    nvml.answer("device GPU-1 24576 9000 37", f"process {pid} 1024 62")
+    said = httpx.get(f"{opened.url}api/status", timeout=20).json()
+    assert (said["ip"], said["note"]) == ("10.3.240.101", "mine")
+    assert set(said["host-stats"]) == {"cpu-perc", "mem", "gpu"}
+    assert said["host-stats"]["gpu"] == [
+        {
+            "id": 0,
+            "model": "Simulated GPU",
+            "mem-perc-used": 36.6,
+            "mem-used/total": "8.8G / 24.0G",
+            "util-perc": 37,
+        }
+    ]
+    mine = said["container-stats"][str(one.container.id)[:12]]
+    assert mine["name"] == one.name
+    assert set(mine["mem"]) == {"perc-used", "used/total"}
+    assert mine["gpu-proc"] == [{"gpu-idx": 0, "mem-perc-used": 4.2, "pid": pid, "sm-util": 62}]
+    assert json.dumps(said)
+
+
+def test_it_says_whether_it_is_alive_and_whether_it_heals(site: Sites) -> None:
+    url = site().url
+    assert httpx.get(f"{url}healthz").text == "healthy\n"
+    assert httpx.get(f"{url}readyz", timeout=20).text == "ready\n"
