@@ -11,6 +11,7 @@ export OLLAMA_PORT AUTOHEAL_PORT
 OLDER_ENGINE_TESTS := tests/e2e/test_autoheal.py tests/e2e/test_healing.py \
     tests/e2e/test_recreate.py tests/e2e/test_swarm.py tests/e2e/test_probe.py tests/faults
 
+ON_AN_ENGINE := tests/e2e tests/faults tests/monitoring tests/browser
 # They mostly wait, for health checks and for models; a file's tests stay in one process.
 IN_PARALLEL := --numprocesses 4 --dist loadfile
 
@@ -40,8 +41,8 @@ test-unit: $(VENV)/.ready  ## what needs no engine, in seconds
 
 test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
 	@$(PYTHON) -m scripts.up
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not alone" tests/e2e tests/faults
-	$(BIN)/python -m pytest -m alone tests/e2e tests/faults
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not alone" $(ON_AN_ENGINE)
+	$(BIN)/python -m pytest -m alone $(ON_AN_ENGINE)
 
 test-engines: test-e2e  ## the same on this engine, and what matters there on Engine 20.10
 	$(BIN)/python -m scripts.engines $(BIN)/python -m pytest $(OLDER_ENGINE_TESTS)

@@ -147,6 +147,11 @@ def _of(rows: Sequence[Row]) -> Iterator[Metric]:
         ((label, float(bool(row.incident.opened))) for label, row in named),
     )
     yield from gauge(
+        "autoheal_incident_given_up",
+        "1 while its incident is given up, and a person is needed",
+        ((label, float(row.incident.given_up)) for label, row in named),
+    )
+    yield from gauge(
         "autoheal_attempts_left",
         "Attempts that its budget still has",
         ((label, row.attempts_left(now)) for label, row in named),

@@ -29,18 +29,18 @@ UNLIMITED = {"AUTOHEAL_MAX_AT_ONCE": "1000", "AUTOHEAL_MAX_PER_MINUTE": "10000"}
 def main(count: int = 200) -> None:
     api: Any = docker.APIClient(num_pools=count, timeout=600)
     label = f"bench-{uuid.uuid4().hex[:8]}"
-    with ThreadPoolExecutor(8) as pool, tempfile.TemporaryDirectory() as directory:
+    with ThreadPoolExecutor(8) as pool:
         try:
             ids = list(pool.map(lambda n: make(api, label), range(count)))
             while len(all_of(api, label, health="healthy")) < count:
                 time.sleep(1)
-            memory, cpu = idle(label, directory)
+            memory, cpu = idle(label)
             print(f"idle, {count} containers: {memory:.0f} MiB, {cpu:.2f} % of a core")
             sick = ids[: count // 2]
             rows = []
             for what, more in (("no limits", UNLIMITED), ("default limits", {})):
                 make_sick(api, pool, label, sick)
-                rows.append((f"autoheal, {what}", *heal_all(api, label, directory, sick, more)))
+                rows.append((f"autoheal, {what}", *heal_all(api, label, sick, more)))
             began = time.monotonic()
             with ThreadPoolExecutor(len(sick)) as crowd:
                 list(crowd.map(lambda one: api.restart(one, timeout=0), sick))
@@ -92,9 +92,13 @@ def autoheal(label: str, directory: str, **more: str) -> Autoheal:
     return Autoheal({**settings, "AUTOHEAL_BACKOFF": "0", **more})
 
 
-def idle(label: str, directory: str) -> tuple[float, float]:
+def idle(label: str) -> tuple[float, float]:
     """MiB resident, and per cent of a core."""
-    healer = autoheal(label, directory)
+    with tempfile.TemporaryDirectory() as directory:
+        return _idle(autoheal(label, directory))
+
+
+def _idle(healer: Autoheal) -> tuple[float, float]:
     healer.wait_line("watching the Docker engine")
     time.sleep(5)
     before = cpu_seconds(healer.process.pid)
@@ -123,10 +127,15 @@ def make_sick(api: Any, pool: ThreadPoolExecutor, label: str, sick: list[str]) -
         time.sleep(1)
 
 
-def heal_all(
+def heal_all(api: Any, label: str, sick: list[str], more: dict[str, str]) -> tuple[float, float]:
+    """Seconds from the start of autoheal until the first was killed, and all were restarted."""
+    with tempfile.TemporaryDirectory() as directory:  # it knows of nothing that was before
+        return _heal_all(api, label, directory, sick, more)
+
+
+def _heal_all(
     api: Any, label: str, directory: str, sick: list[str], more: dict[str, str]
 ) -> tuple[float, float]:
-    """Seconds from the start of autoheal until the first was killed, and all were restarted."""
     stream = api.events(decode=True, filters={"event": ["kill", "restart"], "label": label})
     times: dict[str, list[float]] = {"kill": [], "restart": []}
     began = time.time()

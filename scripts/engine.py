@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from scripts.say import LOGS, FailedError, run, say, step, works
@@ -86,7 +89,9 @@ def _install() -> None:
     apt_install([*packages, "iptables"], "the engine")
 
 
+@cache
 def apt_update() -> None:
+    """Read Debian's package lists, once."""
     with step("reading the package lists"):
         run(["apt-get", "update"])
 
@@ -96,6 +101,24 @@ def apt_install(packages: list[str], what: str) -> None:
     with step(f"installing {what}: {' '.join(p.partition('/')[0] for p in packages)}"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         run(["apt-get", "install", "-y", "--no-install-recommends", *packages], env=environment)
+
+
+def unpack(packages: Sequence[str], target: Path, what: str) -> None:
+    """Take programs out of packages of Debian's archive, without installing them."""
+    apt_update()
+    with step(f"fetching {what}"), tempfile.TemporaryDirectory() as directory:
+        fetched = Path(directory)
+        fetched.chmod(0o755)
+        subprocess.run(
+            ["apt-get", "download", "--quiet", *packages],
+            cwd=fetched,
+            check=True,
+            capture_output=True,
+        )
+        for package in fetched.glob("*.deb"):
+            run(["dpkg-deb", "--extract", str(package), str(fetched / "programs")])
+        target.parent.mkdir(exist_ok=True, parents=True)
+        shutil.copytree(fetched / "programs", target, symlinks=True)
 
 
 def archive() -> str:

@@ -10,21 +10,19 @@ images of the engine that is here. Needs root on Debian 12.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from scripts import engine, images
 from scripts.say import ROOT, FailedError, main, run, say, step, works
 
 PACKAGES = ("docker.io/bookworm", "containerd/bookworm")
 IMAGES = ("ollama-autoheal/ollama", "ollama-autoheal/autoheal", images.STANDIN_DEBIAN)
-PROGRAMS = ROOT / ".engines" / "20.10"
+PROGRAMS = ROOT / ".tools" / "engine-20.10"
 START_SECONDS = 60
 
 
@@ -32,7 +30,9 @@ def test_on_older_engine() -> None:
     if os.geteuid() != 0:
         raise FailedError("starting a second engine needs root")
     if not (PROGRAMS / "usr/sbin/dockerd").exists():
-        _fetch()
+        engine.unpack(PACKAGES, PROGRAMS, "Debian 12's Docker Engine")
+        # The command line stays the newer one, which has Compose.
+        (PROGRAMS / "usr/bin/docker").unlink()
     with older_engine() as (host, namespace):
         with step("copying the images"):
             save = subprocess.Popen(["docker", "save", *IMAGES], stdout=subprocess.PIPE)
@@ -90,23 +90,6 @@ def older_engine() -> Iterator[tuple[str, str]]:
 def _environment(**more: str) -> dict[str, str]:
     path = f"{PROGRAMS}/usr/bin:{PROGRAMS}/usr/sbin:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, **more}
-
-
-def _fetch() -> None:
-    engine.apt_update()
-    with step("fetching Debian 12's Docker Engine"), tempfile.TemporaryDirectory() as directory:
-        subprocess.run(
-            ["apt-get", "download", "--quiet", *PACKAGES],
-            cwd=directory,
-            check=True,
-            capture_output=True,
-        )
-        for package in Path(directory).glob("*.deb"):
-            run(["dpkg-deb", "--extract", str(package), f"{directory}/programs"])
-        # The command line stays the newer one, which has Compose.
-        (Path(directory) / "programs/usr/bin/docker").unlink()
-        PROGRAMS.parent.mkdir(exist_ok=True)
-        shutil.copytree(f"{directory}/programs", PROGRAMS, symlinks=True)
 
 
 if __name__ == "__main__":

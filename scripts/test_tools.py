@@ -1,4 +1,7 @@
-"""What the tests need: a virtual environment and a C compiler. python -m scripts.test_tools DIR"""
+"""What the tests need: a virtual environment, a C compiler, a browser and Prometheus.
+
+python -m scripts.test_tools DIR
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,33 @@ import shutil
 import sys
 
 from scripts import engine
-from scripts.say import FailedError, main, run, step
+from scripts.say import ROOT, FailedError, main, run, step
+
+PROMETHEUS = ROOT / ".tools" / "prometheus"
+"""Prometheus, promtool and node_exporter: programs, not services."""
 
 
 def install() -> None:
     if shutil.which("cc") is None:  # for the stand-in of NVML
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise FailedError("the tests need a C compiler: install gcc, or run as root on Debian")
+        _need_debian("a C compiler: install gcc")
         engine.apt_update()
         engine.apt_install(["gcc", "libc6-dev"], "a C compiler")
+    if shutil.which("chromium") is None and shutil.which("google-chrome") is None:
+        _need_debian("a browser: install chromium")
+        engine.apt_update()
+        engine.apt_install(["chromium"], "a browser")
+    if not PROMETHEUS.exists():
+        _need_debian("Prometheus")
+        engine.apt_update()
+        apart = "promtool" in run(["apt-cache", "depends", "prometheus"])  # since Debian 13
+        packages = ["prometheus", "prometheus-node-exporter", *(["promtool"] if apart else [])]
+        engine.unpack(packages, PROMETHEUS, "Prometheus")
     _make_venv(sys.argv[1])
+
+
+def _need_debian(what: str) -> None:
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise FailedError(f"the tests need {what}, or run as root on Debian")
 
 
 def _make_venv(directory: str) -> None:

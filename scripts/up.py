@@ -41,11 +41,12 @@ def up() -> None:
     _check_port(compose, "autoheal", "AUTOHEAL_PORT", "and autoheal's page would have it")
     run([*compose, "up", "--detach", "--no-build"], env=environment, log="up")
     _wait(compose)
+    ollama, page = PORTS.values()
     say(
         f"""
-Ollama answers at http://127.0.0.1:{PORTS["OLLAMA_PORT"]}, and is healed when it does not. Look next at
+Ollama answers at http://127.0.0.1:{ollama}, and is healed when it does not. Look next at
 
-  http://127.0.0.1:{PORTS["AUTOHEAL_PORT"]:<22} models, GPUs, containers and incidents, live
+  http://127.0.0.1:{page:<22} models, GPUs, containers and incidents, live
 
   docker compose ps                      both services and their health
   docker compose exec ollama ollama-probe status
