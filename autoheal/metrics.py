@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -36,7 +37,7 @@ _READINGS = (
 
 
 class Metrics:
-    """Counts what happens, and shows how everything stands when it is asked.
+    """Counts what happens, and shows how everything stands when it is asked, in any thread.
 
     What happened has the container's name as `container`, or its Swarm service's; how things
     stand has the container's.
@@ -45,6 +46,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry(auto_describe=False)
+        self._lock = threading.Lock()
         self._incidents = Counter(
             "autoheal_incidents",
             "Incidents that were opened, by the reason",
@@ -96,7 +98,8 @@ class Metrics:
 
     def page(self) -> bytes:
         """All of them as Prometheus reads them."""
-        return generate_latest(self._registry)
+        with self._lock:
+            return generate_latest(self._registry)
 
 
 class _Containers(Collector):

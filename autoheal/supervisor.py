@@ -139,10 +139,17 @@ class Supervisor:
             self._engine, self._ledger, settings, in_container=self.own_id is not None
         )
         self._changed = collector.changed
-        well = partial(heartbeat.problem, settings)
-        serve(listener, application(collector, self._ledger, settings, self.metrics, well))
+        problem = partial(heartbeat.problem, settings)
+        site = application(
+            collector, self._ledger, settings, self.metrics, problem, self._why_not_ready
+        )
+        serve(listener, site)
         host, port = listener.getsockname()[:2]
         _log.info("the status page is at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    def _why_not_ready(self) -> str | None:
+        away = "the Docker engine does not answer" if self._watch.lost_since else None
+        return heartbeat.problem(self._settings) or away
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True

@@ -106,6 +106,7 @@ def application(
     settings: Settings,
     metrics: Metrics,
     problem: Callable[[], str | None],
+    unready: Callable[[], str | None],
 ) -> ASGIApp:
     """The whole site, as an ASGI application.
 
@@ -115,13 +116,14 @@ def application(
         settings: of autoheal.
         metrics: for Prometheus.
         problem: why autoheal is not well, in one line; None when it is.
+        unready: why it could not heal now, in one line; None when it could.
     """
-    site = _Site(collector, ledger, settings, metrics, problem)
+    site = _Site(collector, ledger, settings, metrics)
     app = Starlette(
         routes=[
             Route("/", site.page),
-            Route("/healthz", site.healthz),
-            Route("/readyz", site.readyz),
+            Route("/healthz", _saying("healthy", problem)),
+            Route("/readyz", _saying("ready", unready)),
             Route("/metrics", site.metrics),
             Route("/api/status", site.status),
             Route("/api/history", site.history),
@@ -138,33 +140,29 @@ def application(
     return Guard(app, settings.web_hosts)
 
 
+def _saying(
+    well: str, problem: Callable[[], str | None]
+) -> Callable[[Request], Awaitable[Response]]:
+    """A page that is 200 while there is no problem, and 503 with it."""
+
+    async def page(request: Request) -> Response:
+        words = await run_in_threadpool(problem)
+        return PlainTextResponse(f"{words or well}\n", 200 if words is None else 503)
+
+    return page
+
+
 class _Site:
     def __init__(
-        self,
-        collector: Collector,
-        ledger: Ledger,
-        settings: Settings,
-        metrics: Metrics,
-        problem: Callable[[], str | None],
+        self, collector: Collector, ledger: Ledger, settings: Settings, metrics: Metrics
     ) -> None:
-        self._collector, self._ledger, self._settings = collector, ledger, settings
-        self._metrics, self._problem = metrics, problem
+        self._collector, self._ledger = collector, ledger
+        self._settings, self._metrics = settings, metrics
 
     # -- looking
 
     async def page(self, request: Request) -> Response:
         return FileResponse(os.path.join(STATIC, "index.html"))
-
-    async def healthz(self, request: Request) -> Response:
-        """Whether autoheal itself is well: as `autoheal health`."""
-        problem = self._problem()
-        return PlainTextResponse(f"{problem or 'healthy'}\n", 200 if problem is None else 503)
-
-    async def readyz(self, request: Request) -> Response:
-        """Whether it heals: it is well, and the engine answers."""
-        snapshot = await run_in_threadpool(self._collector.look)
-        problem = self._problem() or snapshot.problem
-        return PlainTextResponse(f"{problem or 'ready'}\n", 200 if problem is None else 503)
 
     async def metrics(self, request: Request) -> Response:
         page = await run_in_threadpool(self._metrics.page)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +14,13 @@ from tests.e2e.conftest import (
     Autoheal,
     autoheal,
     engine,
+    free_port,
     label,
     models,
     nvml,
     ollama,
     patient,
+    private_engine,
     pytest_sessionfinish,
     start,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "nvml",
     "ollama",
     "patient",
+    "private_engine",
     "pytest_sessionfinish",
     "start",
 ]
@@ -75,8 +77,9 @@ class Site:
             self.complaints.append(text)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """While it is there, this thread has an event loop: no longer than for one file's tests."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.fail("no Chromium: `make test` installs one")
@@ -92,9 +95,7 @@ def site(browser: Browser, autoheal: Callable[..., Autoheal]) -> Iterator[Callab
     sites: list[Site] = []
 
     def begin(**env: Any) -> Site:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        port = free_port()
         web = {"AUTOHEAL_WEB": f"127.0.0.1:{port}", "AUTOHEAL_WEB_TOKEN": TOKEN}
         healer = autoheal(**{**web, **env})
         healer.wait_line("the status page is at")

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, TOKEN, WIDE, Site
-from tests.e2e.conftest import Ollama, Patient, fall_sick
+from tests.e2e.conftest import Ollama, Patient, PrivateEngine, fall_sick
 from tests.nvml import Nvml
 
 GPU = ("device GPU-1 24576 9000 37", "detail 61 210000 350000 0 4")
@@ -52,7 +52,7 @@ def test_what_is_shown_is_what_the_engine_the_gpu_and_the_server_say(
         expect(gpu).to_contain_text(words)
 
     [model] = server.loaded
-    shown = page.locator("#model-table tbody tr")
+    shown = page.locator("#model-table tbody tr", has_text=server.name)
     expect(shown).to_contain_text(model["name"])
     expect(shown).to_contain_text(f"{round(model['size'] / 2**20)} MiB")
     expect(shown).to_contain_text("0.0 %")  # of it in VRAM: it runs on the CPU
@@ -303,4 +303,21 @@ def test_the_documented_json_has_the_documented_shape(
 def test_it_says_whether_it_is_alive_and_whether_it_heals(site: Sites) -> None:
     url = site().url
     assert httpx.get(f"{url}healthz").text == "healthy\n"
-    assert httpx.get(f"{url}readyz", timeout=20).text == "ready\n"
+    assert httpx.get(f"{url}readyz").text == "ready\n"
+
+
+def test_without_an_engine_it_is_not_ready_and_the_page_says_why(
+    site: Sites, private_engine: PrivateEngine
+) -> None:
+    private_engine.start()
+    opened = site(DOCKER_HOST=private_engine.socket)
+    context = opened.browser.new_context()
+    page = context.new_page()
+    page.goto(opened.url)
+    expect(page.locator("#connection")).to_have_text("live")
+    assert httpx.get(f"{opened.url}readyz").status_code == 200
+    opened.complaints.clear()
+    private_engine.stop()
+    expect(page.locator("#banner")).to_contain_text("is the Docker engine running?")
+    reply = httpx.get(f"{opened.url}readyz")
+    assert (reply.status_code, reply.text) == (503, "the Docker engine does not answer\n")

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ MODELS = f"e2e-models-{os.environ.setdefault('AUTOHEAL_TEST_RUN', uuid.uuid4().h
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Patient:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from scripts import images
-from tests.e2e.conftest import AUTOHEAL, ROOT, Autoheal, Patient, fall_sick
+from tests.e2e.conftest import AUTOHEAL, ROOT, Autoheal, Patient, fall_sick, free_port
 from tests.e2e.test_healing import PROMPT, WATCHING
 from tests.e2e.test_recreate import docker_cli
 
@@ -54,7 +54,11 @@ def hardened(proxy_image: str, label: str, tmp_path: Path) -> Iterator[Callable[
     files = ["compose.yaml", "compose.hardened.yaml", str(mine)]
     compose = ["docker", "compose", "--project-name", project]
     compose += [word for file in files for word in ("--file", file)]
-    environment = {**os.environ, "HAPROXY_IMAGE": proxy_image}
+    environment = {
+        **os.environ,
+        "HAPROXY_IMAGE": proxy_image,
+        "AUTOHEAL_PORT": str(free_port()),
+    }
 
     def run(*words: str) -> str:
         done = subprocess.run(

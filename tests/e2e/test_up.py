@@ -15,7 +15,9 @@ from tests.e2e.conftest import ROOT, Patient
 
 @pytest.fixture
 def services(engine: docker.DockerClient) -> dict[str, Patient]:
-    found = engine.containers.list(filters={"label": "com.docker.compose.project=ollama-autoheal"})
+    found = engine.containers.list(
+        filters={"label": "com.docker.compose.project=ollama-autoheal"}, ignore_removed=True
+    )
     return {c.labels["com.docker.compose.service"]: Patient(c) for c in found}
 
 

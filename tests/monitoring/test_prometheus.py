@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import yaml
 
 from scripts.dashboard import FILE, written
 from scripts.test_tools import PROMETHEUS
-from tests.e2e.conftest import ROOT, Autoheal, Ollama, Patient, fall_sick
+from tests.e2e.conftest import ROOT, Autoheal, Ollama, Patient, fall_sick, free_port
 from tests.nvml import Nvml
 
 DEPLOY = ROOT / "deploy/prometheus"
@@ -42,12 +41,6 @@ def promtool(*words: str, text: bytes = b"") -> str:
     done = subprocess.run([BIN / "promtool", *words], input=text, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return (done.stdout + done.stderr).decode()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

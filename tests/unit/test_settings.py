@@ -8,6 +8,7 @@ import pytest
 
 import autoheal.settings
 import probe.settings
+from autoheal.cli import app
 from probe.settings import SettingError, Settings, ollama_keep_alive, ollama_url
 
 
@@ -112,3 +113,47 @@ def test_a_bad_label_is_a_problem_and_the_default_holds() -> None:
     assert policy.problems == (
         "label autoheal.stop.timeout='x': must be a number of seconds from 0 to 3600; using 10",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "address"),
+    [
+        ([], None, None),
+        (["--web"], "on", ("127.0.0.1", 8787)),
+        (["--web", ":80"], ":80", ("0.0.0.0", 80)),
+        (["--web", "[::1]:80"], "[::1]:80", ("::1", 80)),
+        (["--web", "off"], "off", None),
+    ],
+)
+def test_the_page_has_an_address_of_its_own_or_the_one_that_is_given(
+    words: list[str], value: str | None, address: tuple[str, int] | None
+) -> None:
+    flags = app.commands["run"].make_context("run", words).params
+    assert flags["web"] == value
+    assert autoheal.settings.Settings.from_flags_and_env(flags, {}).web == address
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            {"AUTOHEAL_WEB": "everywhere"},
+            "AUTOHEAL_WEB='everywhere': must be on, off, or an address: host:port or :port",
+        ),
+        (
+            {"AUTOHEAL_WEB_TOKEN": "short"},
+            "AUTOHEAL_WEB_TOKEN=(hidden): must be at least 16 printable characters without a space",
+        ),
+        (
+            {"AUTOHEAL_WEB_HOSTS": "a b"},
+            "AUTOHEAL_WEB_HOSTS='a b': must be names of hosts, separated by commas",
+        ),
+        ({"AUTOHEAL_HOST_IP": "here"}, "AUTOHEAL_HOST_IP='here': must be an IP address"),
+    ],
+)
+def test_a_bad_setting_of_the_page_is_named_and_a_secret_not_shown(
+    env: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        autoheal.settings.Settings.from_flags_and_env({}, env)
+    assert str(caught.value) == message
