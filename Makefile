@@ -45,7 +45,7 @@ test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
 	$(BIN)/python -m pytest -m alone $(ON_AN_ENGINE)
 
 test-engines: test-e2e  ## the same on this engine, and what matters there on Engine 20.10
-	$(BIN)/python -m scripts.engines $(BIN)/python -m pytest $(OLDER_ENGINE_TESTS)
+	$(BIN)/python -m scripts.engines $(BIN)/python -m pytest $(IN_PARALLEL) $(OLDER_ENGINE_TESTS)
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -59,6 +59,7 @@ bench: $(VENV)/.ready  ## every figure in the documentation
 	$(BIN)/python -m bench.time_to_kill
 	$(BIN)/python -m bench.autoheal_idle
 	$(BIN)/python -m bench.many_containers
+	$(BIN)/python -m bench.page_cost
 
 lock:  ## write requirements/*.txt anew
 	@cd requirements && for set in probe autoheal bundle dev; do \

@@ -39,6 +39,9 @@ WRONG_TOKEN_SECONDS = 1.0
 
 KEEP_ALIVE_SECONDS = 15
 
+FRESH_SECONDS = 5.0
+"""What is older is not shown to whoever opens the page; something newer comes at once."""
+
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -186,7 +189,8 @@ class _Site:
             loop.call_soon_threadsafe(news.set)
 
         with self._collector.watched(wake):
-            if self._collector.latest is not None:
+            latest = self._collector.latest
+            if latest is not None and time.time() - latest.at < FRESH_SECONDS:
                 news.set()
             while True:
                 await news.wait()

@@ -12,10 +12,11 @@ import docker
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from docker.models.containers import Container
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, TOKEN, WIDE, Site
-from tests.e2e.conftest import Ollama, Patient, PrivateEngine, fall_sick
+from tests.e2e.conftest import AUTOHEAL, Ollama, Patient, PrivateEngine, fall_sick
 from tests.nvml import Nvml
 
 GPU = ("device GPU-1 24576 9000 37", "detail 61 210000 350000 0 4")
@@ -300,6 +301,36 @@ def test_the_documented_json_has_the_documented_shape(
     assert json.dumps(said)
 
 
+def test_the_image_sees_gpus_and_whose_processes_hold_their_memory(
+    start: Callable[..., Container], patient: Patients, nvml: Nvml, label: str
+) -> None:
+    one = patient()
+    [pid, *_] = one.pids("sleep")
+    nvml.answer(*GPU, f"process {pid} 2048 30")
+    healer = Patient(
+        start(
+            AUTOHEAL,
+            environment={"AUTOHEAL_WEB": ":8787", "AUTOHEAL_CONTAINER_LABEL": label},
+            volumes={
+                "/var/run/docker.sock": {"bind": "/var/run/docker.sock", "mode": "rw"},
+                **nvml.volume,
+            },
+            pid_mode="host",
+            labels={"autoheal": "false"},
+        )
+    )
+    healer.wait_health("healthy")
+    address = healer.attributes["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+    said = httpx.get(f"http://{address}:8787/api/status", timeout=20).json()["autoheal"]
+    [gpu] = said["gpus"]
+    assert (gpu["seen_by"], gpu["temperature_celsius"]) == ("autoheal", 61)
+    [process] = gpu["processes"]
+    assert (process["pid"], process["memory_bytes"]) == (pid, 2 << 30)
+    assert (process["name"], process["container"]) == ("sh", one.name)
+    [row] = [row for row in said["containers"] if row["container"] == one.name]
+    assert [held["pid"] for held in row["gpu_processes"]] == [pid]
+
+
 def test_it_says_whether_it_is_alive_and_whether_it_heals(site: Sites) -> None:
     url = site().url
     assert httpx.get(f"{url}healthz").text == "healthy\n"
@@ -318,6 +349,6 @@ def test_without_an_engine_it_is_not_ready_and_the_page_says_why(
     assert httpx.get(f"{opened.url}readyz").status_code == 200
     opened.complaints.clear()
     private_engine.stop()
-    expect(page.locator("#banner")).to_contain_text("is the Docker engine running?")
+    expect(page.locator("#banner")).to_contain_text("there is no Docker engine")
     reply = httpx.get(f"{opened.url}readyz")
     assert (reply.status_code, reply.text) == (503, "the Docker engine does not answer\n")

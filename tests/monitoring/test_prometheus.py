@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -232,6 +233,32 @@ def test_series_arrive_rules_fire_on_a_frozen_model_and_every_query_has_data(
         assert reason["metric"]["reason"] == "stalled"
         written_by.terminate()
         assert written_by.wait(20) == 0
+
+
+@pytest.mark.parametrize("more", [(), ("compose.gpu.yaml",), ("compose.hardened.yaml",)])
+def test_compose_understands_the_monitoring_beside_the_rest(more: tuple[str, ...]) -> None:
+    files = [f"--file={name}" for name in ("compose.yaml", *more, "compose.monitoring.yaml")]
+    done = subprocess.run(
+        ["docker", "compose", *files, "config", "--quiet"], cwd=ROOT, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_service_that_writes_the_textfile_runs_without_capabilities() -> None:
+    project = f"--project-name=monitoring-{uuid.uuid4().hex[:8]}"
+    files = ["--file=compose.yaml", "--file=compose.monitoring.yaml"]
+    compose = ["docker", "compose", project, *files]
+    try:
+        up = [*compose, "up", "--detach", "--no-deps", "--no-build", "gpu-metrics"]
+        subprocess.run(up, cwd=ROOT, check=True, capture_output=True)
+        written = [*compose, "exec", "gpu-metrics", "sh", "-c"]
+        wait = "until test -s /textfile/ollama.prom; do sleep 0.1; done; cat /textfile/ollama.prom"
+        done = subprocess.run([*written, wait], cwd=ROOT, capture_output=True, timeout=60)
+        assert b"ollama_up 0.0" in done.stdout  # nobody listens there in this test
+        assert promtool("check", "metrics", text=done.stdout) == ""
+    finally:
+        down = [*compose, "down", "--volumes", "--timeout", "0"]
+        subprocess.run(down, cwd=ROOT, check=True, capture_output=True)
 
 
 def queries() -> Iterator[tuple[str, str]]:
