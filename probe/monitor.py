@@ -19,13 +19,24 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 from probe import runners
 from probe.devices import read_all
 from probe.gpu import GpuDevice, GpuFault, GpuReading
+from probe.monitored import (
+    GpuStatus,
+    ModelUsage,
+    OllamaProcess,
+    Unit,
+    bits,
+    convert,
+    gpu_status,
+    place,
+    process,
+)
 from probe.ollama import ApiError, LoadedModel, Server, loaded_models
-from probe.plan import TEN_YEARS_SECONDS
 from probe.settings import Settings
 
 TIMEOUT_SECONDS = 5.0
@@ -42,64 +53,7 @@ ALERTS: Mapping[str, tuple[str, float]] = {
 }
 """What of a GPU can be too high: the name of such an alert, and the default threshold."""
 
-_BITS = {"b": 1, "B": 8, "KB": 8 << 10, "MB": 8 << 20, "GB": 8 << 30, "TB": 8 << 40}
-
-Unit = Literal["b", "B", "KB", "MB", "GB", "TB"]
-
 T = TypeVar("T")
-
-
-class GpuStatus(TypedDict):
-    """One GPU; a value that it does not give is None. Memory is in `unit`."""
-
-    gpu_id: int
-    gpu_name: str
-    gpu_uuid: str
-    total_memory: float | None
-    used_memory: float | None
-    free_memory: float | None
-    used_memory_ratio: float
-    free_memory_ratio: float
-    gpu_utilization: int | None
-    temperature: float | None
-    power_usage: float | None
-    power_limit: float | None
-    power_ratio: float | None
-    ecc_errors: int | None
-    throttle_reasons: list[str] | None
-    processes: list[dict[str, Any]]
-    unit: str
-
-
-class OllamaProcess(TypedDict):
-    """One loaded model, as `ollama ps` shows it, and the same in numbers."""
-
-    name: str
-    id: str
-    size: str
-    processor: str
-    until: str
-    size_bytes: int
-    size_vram_bytes: int
-    vram_ratio: float
-    unloaded_in_seconds: float | None
-
-
-class ModelUsage(TypedDict):
-    """One loaded model and the GPU that holds most of it.
-
-    `gpu_match_quality` is `exact` where the model's own process says so, or where there is but
-    one GPU; `low` for a guess; None where no GPU holds any of it.
-    """
-
-    model_name: str
-    model_id: str
-    size: str
-    processor: str
-    until: str
-    gpu_info: GpuStatus | None
-    gpu_match_quality: str | None
-    pid: int | None
 
 
 class OllamaGPUMonitor:
@@ -137,7 +91,7 @@ class OllamaGPUMonitor:
         *,
         alert_thresholds: Mapping[str, float | None] | None = None,
     ) -> None:
-        _bits(default_memory_unit, "default_memory_unit")
+        bits(default_memory_unit, "default_memory_unit")
         for name, value, least in (
             ("cache_duration", cache_duration, 0.0),
             ("background_refresh_interval", background_refresh_interval, 0.01),
@@ -190,12 +144,12 @@ class OllamaGPUMonitor:
     ) -> list[GpuStatus]:
         """Every GPU, its memory in `unit`; raises `ValueError` for a unit that there is not."""
         unit = unit or self.default_memory_unit
-        _bits(unit, "unit")
-        return [_gpu_status(one, place, unit) for place, one in enumerate(self._all(force_refresh))]
+        bits(unit, "unit")
+        return [gpu_status(one, place, unit) for place, one in enumerate(self._all(force_refresh))]
 
     def get_ollama_processes(self, force_refresh: bool = False) -> list[OllamaProcess]:
         """Every loaded model, as `ollama ps` shows it."""
-        return list(map(_process, self._loaded(force_refresh)))
+        return list(map(process, self._loaded(force_refresh)))
 
     def get_model_gpu_usage(self, force_refresh: bool = False) -> list[ModelUsage]:
         """Every loaded model, and the GPU that holds it."""
@@ -238,7 +192,7 @@ class OllamaGPUMonitor:
 
     async def async_get_ollama_processes(self, force_refresh: bool = False) -> list[OllamaProcess]:
         """`get_ollama_processes`, without holding up the event loop."""
-        return list(map(_process, await self._async_loaded(force_refresh)))
+        return list(map(process, await self._async_loaded(force_refresh)))
 
     async def async_get_model_gpu_usage(self, force_refresh: bool = False) -> list[ModelUsage]:
         """`get_model_gpu_usage`, without holding up the event loop."""
@@ -267,11 +221,7 @@ class OllamaGPUMonitor:
         Raises:
             ValueError: for a unit that there is not, or a value that is no number.
         """
-        from_bits, to_bits = _bits(src_unit, "src_unit"), _bits(target_unit, "target_unit")
-        try:
-            return float(value or 0) * from_bits / to_bits
-        except (TypeError, ValueError):
-            raise ValueError(f"value {value!r}: must be a number") from None
+        return convert(value, src_unit, target_unit)
 
     # -- reading
 
@@ -294,9 +244,7 @@ class OllamaGPUMonitor:
                 except _ReadError as error:
                     self._failed(what, error)
                     if tries_left:
-                        self._stop.wait(self.retry_delay) if self._refreshing() else time.sleep(
-                            self.retry_delay
-                        )
+                        self._pause()
             return cache.put(empty)
 
     async def _async_loaded(self, force: bool = False) -> tuple[LoadedModel, ...]:
@@ -325,7 +273,7 @@ class OllamaGPUMonitor:
         client = self.ollama_client
         try:
             if client is None:
-                return Server(_host()).loaded(TIMEOUT_SECONDS)
+                return _apart(lambda: Server(_host()).loaded(TIMEOUT_SECONDS))
             if inspect.iscoroutinefunction(client.ps):
                 client = _twin(client)  # it belongs to an event loop, and here is none
             return _rows(client.ps())
@@ -339,20 +287,23 @@ class OllamaGPUMonitor:
         self.errors[what] = str(error)
         self.logger.warning("%s cannot be read: %s", what, error)
 
-    def _refreshing(self) -> bool:
-        return threading.current_thread() is self._thread
+    def _pause(self) -> None:
+        if threading.current_thread() is self._thread:
+            self._stop.wait(self.retry_delay)  # a refresh that is to end waits no longer
+        else:
+            time.sleep(self.retry_delay)
 
     # -- telling
 
     def _usage(self, models: Sequence[LoadedModel], force: bool = False) -> list[ModelUsage]:
         gpus = self._all(force)
-        status = [_gpu_status(g, n, self.default_memory_unit) for n, g in enumerate(gpus)]
+        status = [gpu_status(g, n, self.default_memory_unit) for n, g in enumerate(gpus)]
         serving = dict(self._serving(models))
         found: list[ModelUsage] = []
         for model in models:
             runner = serving.get(model.name)
-            place, exact = _place(model, runner, gpus)
-            shown = _process(model)
+            number, exact = place(model, runner, gpus)
+            shown = process(model)
             found.append(
                 {
                     "model_name": shown["name"],
@@ -360,8 +311,8 @@ class OllamaGPUMonitor:
                     "size": shown["size"],
                     "processor": shown["processor"],
                     "until": shown["until"],
-                    "gpu_info": None if place is None else status[place],
-                    "gpu_match_quality": None if place is None else "exact" if exact else "low",
+                    "gpu_info": None if number is None else status[number],
+                    "gpu_match_quality": None if number is None else "exact" if exact else "low",
                     "pid": runner.pid if runner else None,
                 }
             )
@@ -372,14 +323,16 @@ class OllamaGPUMonitor:
             server = Server(_url_of(self.ollama_client))
             names = [model.name for model in models]
             yield from runners.match(
-                names, runners.find(), lambda name: server.blob(name, TIMEOUT_SECONDS)
+                names,
+                runners.find(),
+                lambda name: _apart(lambda: server.blob(name, TIMEOUT_SECONDS)),
             )
 
     def _text(self, models: Sequence[LoadedModel], with_gpu: bool, with_time: bool) -> str:
         lines = []
         if with_time:
             lines += [f"STATUS AS OF: {time.strftime('%Y-%m-%d %H:%M:%S')}", ""]
-        rows = list(map(_process, models))
+        rows = list(map(process, models))
         if rows:
             head = ("NAME", "ID", "SIZE", "PROCESSOR", "UNTIL")
             cells = [(r["name"], r["id"], r["size"], r["processor"], r["until"]) for r in rows]
@@ -416,7 +369,7 @@ class OllamaGPUMonitor:
     def _everything(self, models: Sequence[LoadedModel]) -> dict[str, Any]:
         return {
             "timestamp": time.time(),
-            "ollama_processes": list(map(_process, models)),
+            "ollama_processes": list(map(process, models)),
             "gpu_status": self.get_gpu_status(),
             "model_gpu_usage": self._usage(models),
             "errors": dict(self.errors),
@@ -459,6 +412,16 @@ def _refresh(owner: weakref.ref[OllamaGPUMonitor], stop: threading.Event, interv
         stop.wait(interval)
 
 
+def _apart(call: Callable[[], T]) -> T:
+    """Call it in a thread of its own.
+
+    In a main thread the deadline of a request is the process's alarm signal, and that is for the
+    program that uses this library.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
+
+
 def _host() -> str:
     return Settings.from_flags_and_env({}, {"OLLAMA_HOST": os.environ.get("OLLAMA_HOST", "")}).host
 
@@ -492,113 +455,6 @@ def _rows(answer: Any) -> tuple[LoadedModel, ...]:
         return loaded_models(rows)
     except ApiError as error:
         raise _ReadError(str(error)) from None
-
-
-def _place(
-    model: LoadedModel, runner: runners.Runner | None, gpus: Sequence[GpuDevice]
-) -> tuple[int | None, bool]:
-    """On which of the GPUs most of a model is, and whether that is known or guessed."""
-    if not model.size_vram_bytes or not gpus:
-        return None, True
-    held = [
-        sum(p.memory_bytes or 0 for p in gpu.processes or () if runner and p.pid == runner.pid)
-        for gpu in gpus
-    ]
-    if any(held):
-        return held.index(max(held)), True
-    used = [gpu.memory_used_bytes or 0 for gpu in gpus]
-    return used.index(max(used)), len(gpus) == 1
-
-
-def _gpu_status(gpu: GpuDevice, place: int, unit: Unit) -> GpuStatus:
-    total, used = gpu.memory_total_bytes, gpu.memory_used_bytes
-    known = total is not None and used is not None
-    ratio = (used or 0) / total if known and total else 0.0
-    power, limit = gpu.power_draw_watts, gpu.power_limit_watts
-    index = place if gpu.index is None else gpu.index
-
-    def size(count: int | None) -> float | None:
-        return None if count is None else OllamaGPUMonitor.convert_byte_unit(count, "B", unit)
-
-    return {
-        "gpu_id": index,
-        "gpu_name": gpu.name,
-        "gpu_uuid": gpu.uuid,
-        "total_memory": size(total),
-        "used_memory": size(used),
-        "free_memory": size((total or 0) - (used or 0)) if known else None,
-        "used_memory_ratio": ratio,
-        "free_memory_ratio": 1 - ratio if known else 0.0,
-        "gpu_utilization": gpu.utilization_percent,
-        "temperature": gpu.temperature_celsius,
-        "power_usage": power,
-        "power_limit": limit,
-        "power_ratio": power / limit if power is not None and limit else None,
-        "ecc_errors": gpu.ecc_errors,
-        "throttle_reasons": None if gpu.throttle_reasons is None else list(gpu.throttle_reasons),
-        "processes": [
-            {
-                "pid": one.pid,
-                "name": one.name,
-                "used_memory": size(one.memory_bytes),
-                "utilization": one.utilization_percent,
-            }
-            for one in gpu.processes or ()
-        ],
-        "unit": unit,
-    }
-
-
-def _process(model: LoadedModel) -> OllamaProcess:
-    left = model.expires_at - time.monotonic()
-    forever = left > TEN_YEARS_SECONDS
-    return {
-        "name": model.name,
-        "id": model.digest[:12],
-        "size": _human_size(model.size_bytes),
-        "processor": _processor(model),
-        "until": "Forever" if forever else _human_time(left),
-        "size_bytes": model.size_bytes,
-        "size_vram_bytes": model.size_vram_bytes,
-        "vram_ratio": model.size_vram_bytes / model.size_bytes if model.size_bytes else 0.0,
-        "unloaded_in_seconds": None if forever else round(max(left, 0.0), 1),
-    }
-
-
-def _processor(model: LoadedModel) -> str:
-    """As `ollama ps` words it."""
-    if not model.size_vram_bytes:
-        return "100% CPU"
-    if model.size_vram_bytes >= model.size_bytes:
-        return "100% GPU"
-    on_cpu = round(100 * (1 - model.size_vram_bytes / model.size_bytes))
-    return f"{on_cpu}%/{100 - on_cpu}% CPU/GPU"
-
-
-def _human_size(count: float) -> str:
-    """As `ollama ps` words it, in steps of 1000."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _human_time(seconds: float) -> str:
-    if seconds <= 0:
-        return "Stopping..."
-    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = round(seconds / size)
-            return f"{count} {unit}{'s' if count > 1 else ''} from now"
-    return f"{seconds:.0f} seconds from now"
-
-
-def _bits(unit: str, name: str) -> int:
-    try:
-        return _BITS[unit]
-    except (KeyError, TypeError):
-        raise ValueError(f"{name}={unit!r}: must be one of {', '.join(_BITS)}") from None
 
 
 def _thresholds(given: Mapping[str, float | None]) -> dict[str, float | None]:

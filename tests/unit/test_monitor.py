@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
@@ -152,3 +153,16 @@ def test_a_driver_that_fails_is_tried_again_and_then_named(
     assert monitor.get_gpu_status(force_refresh=True) == []
     assert monitor.errors == {"gpu": "NVML: Unknown Error"}
     assert "GPU STATUS: NVML: Unknown Error" in monitor.format_status()
+
+
+def test_the_alarm_of_the_program_that_uses_it_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
+    before = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        assert OllamaGPUMonitor(retry_attempts=1).get_ollama_processes() == []
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+        assert signal.getsignal(signal.SIGALRM) == before[0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before[1])

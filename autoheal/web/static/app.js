@@ -205,7 +205,8 @@ function showHost(parent, status) {
     facts([
       ["CPU", percent(host.cpu_percent)],
       ["Memory", `${size(host.memory_used_bytes)} of ${size(host.memory_total_bytes)} (${percent(used)})`],
-      ["GPUs", status.gpus.length ? `${status.gpus.length}, with ${host.load_score} models on each` : "none is seen, neither by autoheal nor by a probe"],
+      ["GPUs", status.gpus.length ? String(status.gpus.length) : "none is seen, neither by autoheal nor by a probe"],
+      ["Models per GPU", host.load_score === null ? "" : String(host.load_score)],
     ]),
     bar("Memory in use", used, 85),
   ]);
