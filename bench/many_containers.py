@@ -27,7 +27,7 @@ UNLIMITED = {"AUTOHEAL_MAX_AT_ONCE": "1000", "AUTOHEAL_MAX_PER_MINUTE": "10000"}
 
 
 def main(count: int = 200) -> None:
-    api: Any = docker.APIClient(num_pools=count, timeout=600)
+    api: Any = docker.from_env(max_pool_size=count, timeout=600).api
     label = f"bench-{uuid.uuid4().hex[:8]}"
     with ThreadPoolExecutor(8) as pool:
         try:

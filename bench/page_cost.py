@@ -30,7 +30,7 @@ WATCH_SECONDS = 20
 
 
 def main(count: int = 200) -> None:
-    api: Any = docker.APIClient(num_pools=count, timeout=600)
+    api: Any = docker.from_env(max_pool_size=count, timeout=600).api
     label = f"bench-{uuid.uuid4().hex[:8]}"
     with ThreadPoolExecutor(8) as pool, tempfile.TemporaryDirectory() as directory:
         try:

@@ -21,7 +21,7 @@ from scripts import engine, images
 from scripts.say import ROOT, FailedError, main, run, say, step, works
 
 PACKAGES = ("docker.io/bookworm", "containerd/bookworm")
-IMAGES = ("ollama-autoheal/ollama", "ollama-autoheal/autoheal", images.STANDIN_DEBIAN)
+IMAGES = ("ollama-autoheal/ollama", "ollama-autoheal/autoheal")
 PROGRAMS = ROOT / ".tools" / "engine-20.10"
 START_SECONDS = 60
 
@@ -35,7 +35,8 @@ def test_on_older_engine() -> None:
         (PROGRAMS / "usr/bin/docker").unlink()
     with older_engine() as (host, namespace):
         with step("copying the images"):
-            save = subprocess.Popen(["docker", "save", *IMAGES], stdout=subprocess.PIPE)
+            every = [*IMAGES, *images.ensure().values()]
+            save = subprocess.Popen(["docker", "save", *every], stdout=subprocess.PIPE)
             subprocess.run(
                 ["docker", "--host", host, "load", "--quiet"],
                 stdin=save.stdout,

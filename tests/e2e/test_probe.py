@@ -25,6 +25,9 @@ from tests.e2e.conftest import OLLAMA, Ollama
 from tests.front import Front, in_front_of
 from tests.nvml import HEALTHY, Nvml
 
+SLACK = 3.0
+"""What a busy machine may take between two looks; a model that is kept stays minutes longer."""
+
 Start = Callable[..., Ollama]
 
 
@@ -91,6 +94,7 @@ def test_a_load_longer_than_the_deadline_is_never_aborted(ollama: Start) -> None
     assert "aborting load" not in server.log
 
 
+@pytest.mark.alone
 def test_a_required_model_is_loaded_by_checks_shorter_than_its_load(ollama: Start) -> None:
     server = ollama({"PROBE_MODEL": "big", "PROBE_TIMEOUT": "1"}, interval=0.3)
     server.wait(lambda: Reason.LOADING in {v.reason for v in server.verdicts}, "loading")
@@ -126,7 +130,7 @@ def test_a_users_model_keeps_its_options_its_process_and_its_expiry(
     server.wait_checks(8)
     assert server.verdicts[-1].readings["first_token_seconds"] is not None  # it was asked
     assert server.pids("ollama runner") == [before]
-    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=1)
+    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=SLACK)
     assert server.generate(model, **options)["load_duration"] < 200_000_000
     assert server.pids("ollama runner") == [before]
 
@@ -139,7 +143,7 @@ def test_a_model_that_only_embeds_is_proven_by_an_embedding(ollama: Start) -> No
     server.wait(lambda: "gave an embedding after" in server.verdicts[-1].message, "asked")
     server.wait_checks(4)
     assert server.pids("ollama runner") == [before]
-    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=1)
+    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=SLACK)
 
 
 def test_a_required_model_that_only_embeds_is_loaded_and_kept(ollama: Start) -> None:
@@ -202,7 +206,7 @@ def test_a_user_who_comes_back_keeps_the_model_as_long_as_without_the_probe(olla
     server.generate("tiny")
     began = time.monotonic()
     server.wait_checks(2)  # one of them began after that
-    assert server.seconds_left() == pytest.approx(300 - (time.monotonic() - began), abs=1)
+    assert server.seconds_left() == pytest.approx(300 - (time.monotonic() - began), abs=SLACK)
 
 
 LOST = {
@@ -324,7 +328,7 @@ def test_checks_at_the_same_time_harm_nobody(ollama: Start) -> None:
         results = list(pool.map(lambda _: server.probe("check"), range(24)))
     assert {code for code, _ in results} == {0}, results
     assert server.pids("ollama runner") == [before]
-    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=1)
+    assert left - server.seconds_left() == pytest.approx(time.monotonic() - began, abs=SLACK)
 
 
 def test_a_place_for_memory_that_cannot_be_used_is_said_and_no_fault(ollama: Start) -> None:

@@ -21,7 +21,7 @@ AT_ONCE = 8
 
 @pytest.fixture
 def crowd(label: str) -> Iterator[tuple[Any, list[str]]]:
-    api: Any = docker.APIClient(num_pools=50)
+    api: Any = docker.from_env(max_pool_size=50).api
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda n: make(api, label, interval_seconds=8), range(COUNT)))
         make_sick(api, pool, label, ids)
