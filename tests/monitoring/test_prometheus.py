@@ -70,6 +70,13 @@ def probe(nvml: Nvml, *words: str, **env: str) -> subprocess.CompletedProcess[by
     )
 
 
+def undocumented(page: bytes) -> list[str]:
+    """Metrics that the documentation does not name."""
+    known = (ROOT / "docs/monitoring.md").read_text()
+    names = re.findall(r"^# HELP (\S+)", page.decode(), re.MULTILINE)
+    return [name for name in names if f"`{name}`" not in known]
+
+
 class Prometheus:
     """A real one, that scrapes every second."""
 
@@ -150,6 +157,7 @@ def test_the_names_and_values_of_the_well_known_textfile_are_printed_and_promtoo
     assert 'ollama_model_memory_bytes{model="tiny:latest"}' in text
     assert f'gpu="0",pid="{os.getpid()}"' in text
     assert promtool("check", "metrics", text=done.stdout) == ""
+    assert undocumented(done.stdout) == []
 
 
 def test_a_server_and_a_gpu_that_are_gone_are_metrics_too(nvml: Nvml) -> None:
@@ -213,6 +221,7 @@ def test_series_arrive_rules_fire_on_a_frozen_model_and_every_query_has_data(
     with writer as written_by, exporter:
         page = httpx.get(f"http://{web}/metrics", timeout=10).content
         assert promtool("check", "metrics", text=page) == ""
+        assert undocumented(page) == []
         scraper = prometheus(autoheal=web, inference_nodes=node)
         scraper.wait(lambda: len(scraper.query("up == 1")) == 2, "both targets are up")
         for name, value in SEED_NAMES.items():
