@@ -104,6 +104,9 @@ class Usage:
 
 _KINDS = {403: ForbiddenError, 404: GoneError, 409: ConflictError}
 
+MOST_CONNECTIONS = 64
+"""So many are kept for later calls; docker-py's own 10 are fewer than autoheal's threads."""
+
 T = TypeVar("T")
 
 
@@ -352,7 +355,11 @@ class Engine:
             files = [f"{self._certificates}/{name}" for name in ("ca.pem", *_CLIENT[self._verify])]
             tls = TLSConfig(client_cert=(files[1], files[2]), ca_cert=files[0], verify=True)
         client: Any = docker.APIClient(
-            self.url, version="1.41", tls=tls, timeout=round(self._timeout)
+            self.url,
+            version="1.41",
+            tls=tls,
+            timeout=round(self._timeout),
+            max_pool_size=MOST_CONNECTIONS,
         )
         # Variables of the environment (REQUESTS_CA_BUNDLE) would go before the certificates that
         # were given for the engine: psf/requests 3829.
