@@ -6,9 +6,8 @@ import glob
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any, TypeVar
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -237,9 +236,11 @@ def read(env: Mapping[str, str], *, details: bool = False) -> GpuReading:
                 try:
                     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                     for device, part in _devices(pynvml, handle):
-                        devices.append(
-                            _detailed(pynvml, device, part, index) if details else device
-                        )
+                        if details:
+                            from probe.gpu_details import detailed
+
+                            device = detailed(pynvml, device, part, index)
+                        devices.append(device)
                 except pynvml.NVMLError_NoPermission as error:
                     denied = error  # another container's
             if denied is not None and not devices:
@@ -248,7 +249,7 @@ def read(env: Mapping[str, str], *, details: bool = False) -> GpuReading:
                 visible(tuple(devices), env),
                 hidden=hidden_by(env),
                 partial=has_other_gpus(env),
-                driver=_given(pynvml, pynvml.nvmlSystemGetDriverVersion) if details else None,
+                driver=given(pynvml, pynvml.nvmlSystemGetDriverVersion) if details else None,
             )
         finally:
             pynvml.nvmlShutdown()
@@ -265,12 +266,14 @@ def processes() -> frozenset[int] | None:
     """
     import pynvml
 
+    from probe.gpu_details import holders
+
     try:
         pynvml.nvmlInit()
         try:
             found: set[int] = set()
             for index in range(pynvml.nvmlDeviceGetCount()):
-                found |= _holders(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)).keys()
+                found |= holders(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)).keys()
             return frozenset(found)
         finally:
             pynvml.nvmlShutdown()
@@ -281,9 +284,9 @@ def processes() -> frozenset[int] | None:
 def _devices(nvml: Any, handle: Any) -> Iterator[tuple[GpuDevice, Any]]:
     """A device, or its MIG slices where it has any, each with its handle."""
     slices = 0
-    mode = _given(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+    mode = given(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode == nvml.NVML_DEVICE_MIG_ENABLE:
-        for index in range(_given(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
+        for index in range(given(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
             try:
                 part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
             except nvml.NVMLError_NotFound:
@@ -295,92 +298,15 @@ def _devices(nvml: Any, handle: Any) -> Iterator[tuple[GpuDevice, Any]]:
 
 
 def _device(nvml: Any, handle: Any) -> GpuDevice:
-    memory = _given(nvml, lambda: _memory(nvml, handle))
+    memory = given(nvml, lambda: _memory(nvml, handle))
     total, used = (memory.total, memory.used) if memory is not None else (0, 0)
     return GpuDevice(
         uuid=nvml.nvmlDeviceGetUUID(handle),
-        name=_given(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "",
+        name=given(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "",
         memory_total_bytes=total or None,
         memory_used_bytes=used if total else None,
-        utilization_percent=_given(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        utilization_percent=given(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
     )
-
-
-def _detailed(nvml: Any, device: GpuDevice, handle: Any, index: int) -> GpuDevice:
-    def watts(ask: Callable[[Any], int]) -> float | None:
-        milliwatts = _given(nvml, partial(ask, handle))
-        return None if milliwatts is None else milliwatts / 1000
-
-    mask = _given(nvml, partial(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle))
-    ecc = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-    sensor = nvml.NVML_TEMPERATURE_GPU
-    return replace(
-        device,
-        index=index,
-        temperature_celsius=_given(nvml, partial(nvml.nvmlDeviceGetTemperature, handle, sensor)),
-        power_draw_watts=watts(nvml.nvmlDeviceGetPowerUsage),
-        power_limit_watts=watts(nvml.nvmlDeviceGetPowerManagementLimit),
-        ecc_errors=_given(nvml, partial(nvml.nvmlDeviceGetTotalEccErrors, handle, *ecc)),
-        throttle_reasons=None if mask is None else _throttle_reasons(nvml, mask),
-        processes=_processes(nvml, handle),
-    )
-
-
-def _throttle_reasons(nvml: Any, mask: int) -> tuple[str, ...]:
-    """What the bits say, without those of a card that rests or is as its owner has set it."""
-    bits = {
-        nvml.nvmlClocksThrottleReasonSwPowerCap: "power_cap",
-        nvml.nvmlClocksThrottleReasonHwSlowdown: "hardware_slowdown",
-        nvml.nvmlClocksThrottleReasonSyncBoost: "sync_boost",
-        nvml.nvmlClocksThrottleReasonSwThermalSlowdown: "thermal",
-        nvml.nvmlClocksThrottleReasonHwThermalSlowdown: "hardware_thermal",
-        nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power_brake",
-    }
-    return tuple(word for bit, word in bits.items() if mask & bit)
-
-
-def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
-    from probe.processes import all_visible, name_of
-
-    visible_here, shares = all_visible(), _shares(nvml, handle)
-    return tuple(
-        GpuProcess(pid, held, shares.get(pid), name_of(pid) if visible_here else None)
-        for pid, held in sorted(_holders(nvml, handle).items())
-    )
-
-
-def _holders(nvml: Any, handle: Any) -> dict[int, int | None]:
-    """How much memory of a device each process holds, by its id."""
-    found: dict[int, int | None] = {}
-    for newer, older in (
-        (
-            nvml.nvmlDeviceGetComputeRunningProcesses_v3,
-            nvml.nvmlDeviceGetComputeRunningProcesses_v2,
-        ),
-        (
-            nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
-            nvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
-        ),
-    ):
-        rows = _given(nvml, partial(newer, handle))
-        if rows is None:
-            rows = _given(nvml, partial(older, handle))
-        for row in rows or ():
-            found.setdefault(row.pid, row.usedGpuMemory)
-    return found
-
-
-def _shares(nvml: Any, handle: Any) -> dict[int, int]:
-    """Which percentage of a device's time each process had in the last samples, by its id."""
-    try:
-        samples = _given(nvml, partial(nvml.nvmlDeviceGetProcessUtilization, handle, 0))
-    except nvml.NVMLError as error:
-        # Neither having no sample yet is a fault, nor having none at all, which pynvml raises.
-        if error.value not in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_SUCCESS):
-            raise
-        samples = None
-    newest = sorted(samples or (), key=lambda sample: sample.timeStamp)
-    return {sample.pid: sample.smUtil for sample in newest}
 
 
 def _memory(nvml: Any, handle: Any) -> Any:
@@ -391,7 +317,7 @@ def _memory(nvml: Any, handle: Any) -> Any:
         return nvml.nvmlDeviceGetMemoryInfo(handle)
 
 
-def _given(nvml: Any, ask: Callable[[], T]) -> T | None:
+def given(nvml: Any, ask: Callable[[], T]) -> T | None:
     """What NVML answers, or None where this device or this container is not given that."""
     try:
         return ask()
