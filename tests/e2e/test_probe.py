@@ -165,6 +165,7 @@ def test_two_models_are_each_asked_and_the_frozen_one_is_named(ollama: Start) ->
     assert "the runner of vector:latest has not answered" in server.lines[-1]
 
 
+@pytest.mark.alone
 def test_after_a_users_request_a_model_is_asked_for_nothing(ollama: Start, gateway: str) -> None:
     """The request has proven it, and the user's conversation stays in the prompt cache."""
     upstream = ollama({"PROBE_TIMEOUT": "2"}, interval=3600, retries=9)
@@ -175,12 +176,13 @@ def test_after_a_users_request_a_model_is_asked_for_nothing(ollama: Start, gatew
         upstream.generate("tiny")
         server.wait(lambda: server.verdicts[-1].reason is Reason.READY, "ready")
         prompt = "a b c d e f g h i j " * 40
-        upstream.request(model="tiny", prompt=prompt)
+        first = upstream.request(model="tiny", prompt=prompt)
         server.wait_checks(4)
         again = upstream.request(model="tiny", prompt=prompt)
         assert front.generations == []
         assert "answered a user's request" in server.verdicts[-1].message
-        assert again["prompt_eval_duration"] < 20_000_000  # all but a token was in the cache
+        # all but a token was in the cache
+        assert again["prompt_eval_duration"] < first["prompt_eval_duration"] / 2
 
 
 def test_options_that_cannot_be_repeated_cost_a_user_one_load_at_most(ollama: Start) -> None:
