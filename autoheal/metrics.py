@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from autoheal.board import Row
 from autoheal.engine import EngineError
 from autoheal.incident import Action, Health
 from autoheal.watch import Watch
-from probe.exposition import counter, gauge
+from probe.exposition import Families, counter, gauge
 from probe.report import Reason
 
 _BUCKETS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -94,7 +94,7 @@ class Metrics:
             rows: every watched container; may raise `EngineError`.
             watch: the watch.
         """
-        self._registry.register(_Containers(rows, watch))
+        self._registry.register(Families(partial(_standing, rows, watch)))
 
     def page(self) -> bytes:
         """All of them as Prometheus reads them."""
@@ -102,28 +102,22 @@ class Metrics:
             return generate_latest(self._registry)
 
 
-class _Containers(Collector):
-    def __init__(self, rows: Callable[[], Sequence[Row]], watch: Watch) -> None:
-        self._rows, self._watch = rows, watch
-
-    def collect(self) -> Iterable[Metric]:
-        up, rows = 1.0, list[Row]()
-        try:
-            rows += self._rows()
-        except EngineError:
-            up = 0.0
-        yield from gauge("autoheal_engine_up", "1 where the Docker engine answers", [({}, up)])
-        since = self._watch.listening_since
-        yield from gauge(
-            "autoheal_event_stream_age_seconds",
-            "For how long the Docker engine has told of events without a break; not there while "
-            "it does not",
-            [({}, None if since is None else time.monotonic() - since)],
-        )
-        yield from counter(
-            "autoheal_events", "Docker events that were seen", [({}, self._watch.events)]
-        )
-        yield from _of(rows)
+def _standing(rows: Callable[[], Sequence[Row]], watch: Watch) -> Iterator[Metric]:
+    up, found = 1.0, list[Row]()
+    try:
+        found += rows()
+    except EngineError:
+        up = 0.0
+    yield from gauge("autoheal_engine_up", "1 where the Docker engine answers", [({}, up)])
+    since = watch.listening_since
+    yield from gauge(
+        "autoheal_event_stream_age_seconds",
+        "For how long the Docker engine has told of events without a break; not there while it "
+        "does not",
+        [({}, None if since is None else time.monotonic() - since)],
+    )
+    yield from counter("autoheal_events", "Docker events that were seen", [({}, watch.events)])
+    yield from _of(found)
 
 
 def _of(rows: Sequence[Row]) -> Iterator[Metric]:

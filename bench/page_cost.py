@@ -9,7 +9,6 @@ of both ends: the program's, and the Docker engine's.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import docker
 from playwright.sync_api import sync_playwright
 
 from bench.many_containers import all_of, autoheal, cpu_seconds, make, remove
+from scripts import test_tools
 from tests.e2e.conftest import free_port
 
 WATCH_SECONDS = 20
@@ -47,9 +47,10 @@ def measure(count: int, label: str, directory: str) -> None:
     engine = int(Path("/var/run/docker.pid").read_text())
     mine = [healer.process.pid, engine]
     unseen = share(mine, lambda: time.sleep(WATCH_SECONDS))
-    path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=test_tools.browser_path(), args=["--no-sandbox"]
+        )
         page = browser.new_page()
         began = time.monotonic()
         page.goto(f"http://{web}/")

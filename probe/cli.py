@@ -151,6 +151,8 @@ def metrics(host: str | None, textfile: str | None, every: float | None) -> None
         raise click.UsageError("--every needs --textfile: a file to write again and again")
     made = Metrics(Settings.from_flags_and_env({"host": host}, os.environ).host)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if textfile is None:
+        print(made.page().decode(), end="", flush=True)
     while textfile is not None:
         began = time.monotonic()
         try:
@@ -160,9 +162,6 @@ def metrics(host: str | None, textfile: str | None, every: float | None) -> None
         if every is None:
             break
         time.sleep(max(began + every - time.monotonic(), 0))
-    if textfile is None:
-        sys.stdout.write(made.page().decode())
-    sys.stdout.flush()
     os._exit(0)  # an NVML call that hangs would hold us
 
 

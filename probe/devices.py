@@ -18,7 +18,11 @@ def read_all(env: Mapping[str, str], sysfs: str = "/sys") -> GpuReading:
         env: says which NVIDIA GPUs Ollama may use; an empty one leaves it all.
         sysfs: where the kernel shows AMD's.
     """
-    reading = Look(env, details=True).result(TIMEOUT_SECONDS)
+    return with_amd(Look(env, details=True).result(TIMEOUT_SECONDS), sysfs)
+
+
+def with_amd(reading: GpuReading, sysfs: str = "/sys") -> GpuReading:
+    """A reading of NVML's, and AMD's GPUs behind its devices, counted on from them."""
     others = amd.devices(sysfs)
     if not others:
         return reading

@@ -216,6 +216,9 @@ def read(env: Mapping[str, str], *, details: bool = False) -> GpuReading:
     """
     import pynvml
 
+    if details:
+        from probe.gpu_details import detailed
+
     faults = {
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: GpuFault.LIBRARY_MISSING,
         pynvml.NVML_ERROR_NO_PERMISSION: GpuFault.DENIED,
@@ -236,11 +239,7 @@ def read(env: Mapping[str, str], *, details: bool = False) -> GpuReading:
                 try:
                     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                     for device, part in _devices(pynvml, handle):
-                        if details:
-                            from probe.gpu_details import detailed
-
-                            device = detailed(pynvml, device, part, index)
-                        devices.append(device)
+                        devices.append(detailed(pynvml, device, part, index) if details else device)
                 except pynvml.NVMLError_NoPermission as error:
                     denied = error  # another container's
             if denied is not None and not devices:

@@ -10,6 +10,17 @@ from typing import Any
 from probe.gpu import GpuDevice, GpuProcess, given
 from probe.processes import all_visible, name_of
 
+THROTTLE_REASONS = {
+    "nvmlClocksThrottleReasonSwPowerCap": "power_cap",
+    "nvmlClocksThrottleReasonHwSlowdown": "hardware_slowdown",
+    "nvmlClocksThrottleReasonSyncBoost": "sync_boost",
+    "nvmlClocksThrottleReasonSwThermalSlowdown": "thermal",
+    "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware_thermal",
+    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power_brake",
+}
+"""Why a card is slower than it could be, by NVML's name of the bit: not those of a card that rests
+or is as its owner has set it."""
+
 
 def detailed(nvml: Any, device: GpuDevice, handle: Any, index: int) -> GpuDevice:
     """The same device with every detail; `index` is its place among this machine's."""
@@ -34,16 +45,7 @@ def detailed(nvml: Any, device: GpuDevice, handle: Any, index: int) -> GpuDevice
 
 
 def _throttle_reasons(nvml: Any, mask: int) -> tuple[str, ...]:
-    """What the bits say, without those of a card that rests or is as its owner has set it."""
-    bits = {
-        nvml.nvmlClocksThrottleReasonSwPowerCap: "power_cap",
-        nvml.nvmlClocksThrottleReasonHwSlowdown: "hardware_slowdown",
-        nvml.nvmlClocksThrottleReasonSyncBoost: "sync_boost",
-        nvml.nvmlClocksThrottleReasonSwThermalSlowdown: "thermal",
-        nvml.nvmlClocksThrottleReasonHwThermalSlowdown: "hardware_thermal",
-        nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power_brake",
-    }
-    return tuple(word for bit, word in bits.items() if mask & bit)
+    return tuple(word for bit, word in THROTTLE_REASONS.items() if mask & getattr(nvml, bit))
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:

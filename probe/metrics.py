@@ -9,18 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client.exposition import generate_latest, write_to_textfile
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 
 from probe.devices import read_all
-from probe.exposition import counter, gauge
+from probe.exposition import Families, counter, gauge
 from probe.gpu import GpuDevice, GpuFault, GpuReading
+from probe.gpu_details import THROTTLE_REASONS
 from probe.ollama import ApiError, LoadedModel, Server
-from probe.plan import TEN_YEARS_SECONDS
 from probe.processes import all_visible, containers_of
 from probe.report import Reason, Verdict
 
@@ -32,10 +32,15 @@ FRESH_SECONDS = 1.0
 
 NO_FAULTS = (None, GpuFault.LIBRARY_MISSING)
 
-THROTTLE_REASONS = (
-    *("power_cap", "hardware_slowdown", "sync_boost"),
-    *("thermal", "hardware_thermal", "power_brake"),
-)
+_MEASURES = {
+    "memory_total_bytes": "Total GPU memory in bytes",
+    "memory_used_bytes": "Used GPU memory in bytes",
+    "utilization_percent": "GPU core utilization in percent",
+    "temperature_celsius": "GPU temperature in Celsius",
+    "power_draw_watts": "Current GPU power draw in Watts",
+    "power_limit_watts": "Max GPU power limit in Watts",
+}
+"""Fields of `GpuDevice`, which are called the same as metrics."""
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Metrics:
         self._host, self._checks = host, checks
         self._lock = threading.Lock()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Families(self._families))
+        self._registry.register(Families(self._families))
         self._page, self._made = b"", float("-inf")
 
     def page(self) -> bytes:
@@ -96,19 +101,8 @@ class Metrics:
             yield from _of_checks(self._checks)
 
 
-class _Families(Collector):
-    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families()
-
-
 def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
     gpus = [({"gpu": _number(one, place)}, one) for place, one in enumerate(reading.devices)]
-
-    def each(name: str, text: str, value: Callable[[GpuDevice], float | None]) -> Iterator[Metric]:
-        return gauge(f"node_gpu_{name}", text, ((label, value(one)) for label, one in gpus))
 
     yield from gauge(
         "node_gpu_info",
@@ -123,26 +117,8 @@ def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
         "1 where the GPUs cannot be read, and in which way; without a driver there are none",
         [({"fault": str(reading.fault or "none")}, float(reading.fault not in NO_FAULTS))],
     )
-    yield from each(
-        "memory_total_bytes", "Total GPU memory in bytes", lambda one: one.memory_total_bytes
-    )
-    yield from each(
-        "memory_used_bytes", "Used GPU memory in bytes", lambda one: one.memory_used_bytes
-    )
-    yield from each(
-        "utilization_percent",
-        "GPU core utilization in percent",
-        lambda one: one.utilization_percent,
-    )
-    yield from each(
-        "temperature_celsius", "GPU temperature in Celsius", lambda one: one.temperature_celsius
-    )
-    yield from each(
-        "power_draw_watts", "Current GPU power draw in Watts", lambda one: one.power_draw_watts
-    )
-    yield from each(
-        "power_limit_watts", "Max GPU power limit in Watts", lambda one: one.power_limit_watts
-    )
+    for name, text in _MEASURES.items():
+        yield from gauge(f"node_gpu_{name}", text, ((at, getattr(one, name)) for at, one in gpus))
     yield from counter(
         "node_gpu_ecc_errors",
         "Memory errors that could not be corrected since the driver was loaded",
@@ -155,7 +131,7 @@ def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
             ({**label, "reason": reason}, float(reason in one.throttle_reasons))
             for label, one in gpus
             if one.throttle_reasons is not None
-            for reason in THROTTLE_REASONS
+            for reason in THROTTLE_REASONS.values()
         ),
     )
     ours = all_visible()
@@ -182,7 +158,8 @@ def _of_server(models: tuple[LoadedModel, ...], error: str | None) -> Iterator[M
     yield from gauge("ollama_up", "1 where the Ollama server answers", [({}, float(error is None))])
     if error is None:
         yield from gauge("ollama_models_loaded", "Models in memory", [({}, len(models))])
-    now = time.time() - time.monotonic()
+    now = time.monotonic()
+    clock = time.time() - now
     named = [({"model": model.name}, model) for model in models]
     yield from gauge(
         "ollama_model_memory_bytes",
@@ -198,9 +175,9 @@ def _of_server(models: tuple[LoadedModel, ...], error: str | None) -> Iterator[M
         "ollama_model_expiry_timestamp_seconds",
         "When a model is to be unloaded; not there for one that stays",
         (
-            (label, model.expires_at + now)
+            (label, model.expires_at + clock)
             for label, model in named
-            if model.expires_at - time.monotonic() < TEN_YEARS_SECONDS
+            if model.seconds_left(now) is not None
         ),
     )
 

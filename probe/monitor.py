@@ -111,7 +111,7 @@ class OllamaGPUMonitor:
         self._models = _Cache[tuple[LoadedModel, ...]]()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._end = weakref.finalize(self, self._stop.set)
+        weakref.finalize(self, self._stop.set)
         if enable_background_refresh:
             arguments = (weakref.ref(self), self._stop, background_refresh_interval)
             self._thread = threading.Thread(

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict
 
 from probe.gpu import GpuDevice
 from probe.ollama import LoadedModel
-from probe.plan import TEN_YEARS_SECONDS
 from probe.runners import Runner
 
 _BITS = {"b": 1, "B": 8, "KB": 8 << 10, "MB": 8 << 20, "GB": 8 << 30, "TB": 8 << 40}
@@ -148,18 +147,17 @@ def gpu_status(gpu: GpuDevice, position: int, unit: Unit) -> GpuStatus:
 
 def process(model: LoadedModel) -> OllamaProcess:
     """One loaded model."""
-    left = model.expires_at - time.monotonic()
-    forever = left > TEN_YEARS_SECONDS
+    left = model.seconds_left(time.monotonic())
     return {
         "name": model.name,
         "id": model.digest[:12],
         "size": _human_size(model.size_bytes),
         "processor": _processor(model),
-        "until": "Forever" if forever else _human_time(left),
+        "until": "Forever" if left is None else _human_time(left),
         "size_bytes": model.size_bytes,
         "size_vram_bytes": model.size_vram_bytes,
         "vram_ratio": model.size_vram_bytes / model.size_bytes if model.size_bytes else 0.0,
-        "unloaded_in_seconds": None if forever else round(max(left, 0.0), 1),
+        "unloaded_in_seconds": None if left is None else round(left, 1),
     }
 
 

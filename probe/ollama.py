@@ -16,6 +16,9 @@ import httpx
 
 from probe.deadline import alarm
 
+TEN_YEARS_SECONDS = 10 * 365 * 86_400
+"""A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
+
 PROMPT = "a"
 FOREVER = -1.0
 """A `keep_alive` that means: never unload."""
@@ -58,6 +61,11 @@ class LoadedModel:
     expires_text: str = ""
     context_length: int | None = None
     digest: str = ""
+
+    def seconds_left(self, now: float) -> float | None:
+        """Until it is unloaded, from `now` of the monotonic clock; None when it never is."""
+        left = self.expires_at - now
+        return None if left > TEN_YEARS_SECONDS else max(left, 0.0)
 
 
 @dataclass(frozen=True)

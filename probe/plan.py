@@ -10,9 +10,6 @@ from probe.observation import Ask, Seen
 from probe.ollama import FOREVER, same_model
 from probe.settings import Settings
 
-TEN_YEARS_SECONDS = 10 * 365 * 86_400
-"""A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
-
 SAME_SECONDS = 1.0
 """Two lengths of time closer than this are taken for one."""
 
@@ -43,7 +40,7 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
     used = past is not None and used_since(seen, past)
     quiet = used or _recently_used(past, settings, now)
     tokens = 0 if quiet else 1 if settings.min_tokens_per_second is None else 2
-    forever = seen.model.expires_at - now > TEN_YEARS_SECONDS
+    forever = seen.model.seconds_left(now) is None
     if is_required(seen, settings):
         return None if quiet and forever else Ask(tokens, FOREVER, options or {})
     if options is None:

@@ -27,11 +27,13 @@ from probe.report import Reason, Remedy, Verdict, render
 from probe.settings import ServeSettings, SettingError, Settings
 
 GIB = 1 << 30
-METRICS = "/metrics"
 LATE_CHECKS = 3
 """What was found this many checks ago says nothing of now."""
 
 Body = dict[str, Any]
+Page = Callable[[float], tuple[HTTPStatus, Body | bytes]]
+"""What a page says at a moment of the monotonic clock: JSON, or metrics."""
+
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
@@ -59,7 +61,12 @@ class Answers:
         self.finding: Finding | None = None
         self._checks = Checks()
         self._metrics = Metrics(settings.host, self._checks)
-        self._pages = {"/health": self._health, "/livez": self._livez, "/readyz": self._readyz}
+        self._pages: dict[str, Page] = {
+            "/health": self._health,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/metrics": lambda now: (HTTPStatus.OK, self._metrics.page()),
+        }
 
     def found(self, finding: Finding) -> None:
         """A check has ended."""
@@ -67,22 +74,21 @@ class Answers:
         self._checks.note(finding.verdict)
 
     def __call__(self, request: Mapping[str, Any], start: StartResponse) -> Iterable[bytes]:
-        path = request.get("PATH_INFO", "")
-        page = self._pages.get(path)
-        kind, text = "application/json", b""
-        status, body = HTTPStatus.OK, Body()
+        page = self._pages.get(request.get("PATH_INFO", ""))
         headers = [("Cache-Control", "no-store")]
+        status: HTTPStatus
+        body: Body | bytes
         if request["REQUEST_METHOD"] not in ("GET", "HEAD"):
             status, body = HTTPStatus.METHOD_NOT_ALLOWED, Body(error="only GET and HEAD")
             headers.append(("Allow", "GET, HEAD"))
-        elif path == METRICS:
-            kind, text = CONTENT_TYPE, self._metrics.page()
         elif page is None:
-            pages = [*self._pages, METRICS]
-            status, body = HTTPStatus.NOT_FOUND, Body(error="no such page", pages=pages)
+            status, body = HTTPStatus.NOT_FOUND, Body(error="no such page", pages=[*self._pages])
         else:
             status, body = page(time.monotonic())
-        content = text or json.dumps(body).encode() + b"\n"
+        if isinstance(body, bytes):
+            kind, content = CONTENT_TYPE, body
+        else:
+            kind, content = "application/json", json.dumps(body).encode() + b"\n"
         headers += [("Content-Type", kind), ("Content-Length", str(len(content)))]
         start(f"{status.value} {status.phrase}", headers)
         return [] if request["REQUEST_METHOD"] == "HEAD" else [content]

@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
-from probe import amd
-from probe.gpu import GpuDevice
+from probe.devices import with_amd
+from probe.gpu import GpuDevice, GpuReading
 from probe.memory import Episode, Memory
 from probe.observation import Observation, Seen
-from probe.plan import TEN_YEARS_SECONDS
 from probe.report import Verdict
 
 BAR_LENGTH = 20
@@ -85,7 +84,7 @@ def _all(observation: Observation) -> tuple[Seen, ...]:
 
 def _gpus(observation: Observation) -> tuple[GpuDevice, ...]:
     """NVIDIA's, and AMD's, of which no check says anything."""
-    return (*(observation.gpu.devices if observation.gpu else ()), *amd.devices())
+    return with_amd(observation.gpu or GpuReading()).devices
 
 
 def _device(device: GpuDevice) -> str:
@@ -118,8 +117,8 @@ def _state(seen: Seen) -> str:
 
 def _seconds_left(seen: Seen, now: float) -> float | None:
     """Until it is unloaded; None when it never is."""
-    left = seen.model.expires_at - now
-    return None if left > TEN_YEARS_SECONDS else round(max(left, 0), 1)
+    left = seen.model.seconds_left(now)
+    return None if left is None else round(left, 1)
 
 
 def _episode(episode: Episode) -> str:

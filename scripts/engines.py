@@ -33,9 +33,9 @@ def test_on_older_engine() -> None:
         engine.unpack(PACKAGES, PROGRAMS, "Debian 12's Docker Engine")
         # The command line stays the newer one, which has Compose.
         (PROGRAMS / "usr/bin/docker").unlink()
+    every = [*IMAGES, *images.ensure().values()]
     with older_engine() as (host, namespace):
         with step("copying the images"):
-            every = [*IMAGES, *images.ensure().values()]
             save = subprocess.Popen(["docker", "save", *every], stdout=subprocess.PIPE)
             subprocess.run(
                 ["docker", "--host", host, "load", "--quiet"],

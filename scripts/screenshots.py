@@ -5,7 +5,6 @@ A real engine, a real Ollama, a real heal; only the GPUs are simulated.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 import docker
 from playwright.sync_api import sync_playwright
 
+from scripts import test_tools
 from scripts.say import ROOT
 from tests.e2e.conftest import OLLAMA, SECOND, Autoheal, Ollama, free_port, volume_of_models
 from tests.nvml import Nvml
@@ -101,8 +101,9 @@ def answer(nvml: Nvml, moment: int) -> None:
 
 def look(web: str, server: Ollama, nvml: Nvml) -> None:
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=test_tools.browser_path(), args=["--no-sandbox"]
+        )
         watcher = browser.new_page()
         watcher.goto(f"http://{web}/")
         for moment in range(MINUTES * 6):

@@ -22,7 +22,7 @@ def install() -> None:
         _need_debian("a C compiler: install gcc")
         engine.apt_update()
         engine.apt_install(["gcc", "libc6-dev"], "a C compiler")
-    if shutil.which("chromium") is None and shutil.which("google-chrome") is None:
+    if browser_path() is None:
         _need_debian("a browser: install chromium")
         engine.apt_update()
         engine.apt_install(["chromium"], "a browser")
@@ -33,6 +33,11 @@ def install() -> None:
         packages = ["prometheus", "prometheus-node-exporter", *(["promtool"] if apart else [])]
         engine.unpack(packages, PROMETHEUS, "Prometheus")
     _make_venv(sys.argv[1])
+
+
+def browser_path() -> str | None:
+    """The browser that there is; None where there is none."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def _need_debian(what: str) -> None:

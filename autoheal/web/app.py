@@ -232,13 +232,7 @@ class _Site:
 
     async def pause(self, request: Request) -> Response:
         wish = await self._wish(request)
-        seconds = wish.get("seconds")
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 < float(seconds or 0) <= LONGEST_PAUSE_SECONDS:
-            raise RefusedError(
-                400, f"seconds: must be a number, more than 0 and at most {LONGEST_PAUSE_SECONDS}"
-            )
-        until = time.time() + float(seconds or 0)
+        until = time.time() + _seconds(wish)
         await run_in_threadpool(self._ledger.pause, _name(wish, EVERYBODY), until)
         self._collector.changed()
         return JSONResponse({"until": until})
@@ -280,6 +274,17 @@ def _name(wish: Mapping[str, Any], default: str | None = None) -> str:
     if not isinstance(name, str) or not name:
         raise RefusedError(400, "name: must be a container's name")
     return name
+
+
+def _seconds(wish: Mapping[str, Any]) -> float:
+    seconds = wish.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        seconds = 0
+    if not 0 < seconds <= LONGEST_PAUSE_SECONDS:
+        raise RefusedError(
+            400, f"seconds: must be a number, more than 0 and at most {LONGEST_PAUSE_SECONDS}"
+        )
+    return float(seconds)
 
 
 async def _tell_why(request: Request, error: Exception) -> Response:

@@ -52,6 +52,8 @@ A_SECOND = 50
 AT_ONCE = 8
 """So many containers are asked at once."""
 
+_NEVER = float("-inf")
+
 _STATUS = ("ollama-probe", "status", "--format", "json")
 
 Data = dict[str, Any]
@@ -110,13 +112,13 @@ class Collector:
         self._probe_pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="probe")
         self._lock = threading.Lock()
         self._watchers: set[Callable[[], None]] = set()
-        self._looked = float("-inf")
+        self._looked = _NEVER
         self._wanted, self._poke = threading.Event(), threading.Event()
         self._gathered = threading.Condition()
         self._snapshot: Snapshot | None = None
         self._usage: dict[str, tuple[float, Usage]] = {}
         self._shares: dict[str, Data] = {}
-        self._used_at = float("-inf")
+        self._used_at = _NEVER
         self._probes: dict[str, Data] = {}
         self._asked: dict[str, float] = {}
         self._identity: Data | None = None
@@ -179,7 +181,7 @@ class Collector:
                     _log.exception("the page: a fault of autoheal's own")
                 self._poke.wait(INTERVAL_SECONDS)
             self._usage.clear()
-            self._used_at = float("-inf")
+            self._used_at = _NEVER
 
     # -- one round
 
@@ -193,27 +195,27 @@ class Collector:
             return
         running = [row for row in rows if row.seen.state == "running"]
         asked = self._ask_probes(running)
-        if not self._usage:
+        if self._used_at == _NEVER:
             # What is seen at once need not wait for what takes longer.
             psutil.cpu_percent()
-            self._put_together(now, rows, identity, read_all({}), {}, complete=False)
+            self._put_together(now, rows, identity, {}, complete=False)
             self._use_all(running)
             wait(asked, FIRST_SECONDS)
             time.sleep(FIRST_SPAN_SECONDS)  # a share of time needs a span of time
         if time.monotonic() - self._used_at > len(running) / A_SECOND:
             self._shares, self._used_at = self._use_all(running), time.monotonic()
-        self._put_together(time.time(), rows, identity, read_all({}), self._shares, complete=True)
+        self._put_together(time.time(), rows, identity, self._shares, complete=True)
 
     def _put_together(
         self,
         now: float,
         rows: Sequence[Row],
         who: Data,
-        own: GpuReading,
         usage: Mapping[str, Data],
         *,
         complete: bool,
     ) -> None:
+        own = read_all({})
         names = {row.seen.id: row.seen.name for row in rows}
         gpus = list(_gpus(own, names, self._probes))
         models = [
@@ -325,10 +327,11 @@ class Collector:
         """Ask each container's probe for its models and GPUs; its answer comes when it comes."""
         begun = []
         ours = {row.seen.id: row.seen for row in running if row.verdict is not None}
-        for gone in self._probes.keys() - ours.keys():
-            del self._probes[gone]
+        for known in (self._probes, self._asked):
+            for gone in known.keys() - ours.keys():
+                del known[gone]
         for container, seen in ours.items():
-            mark = self._asked.get(container, float("-inf"))
+            mark = self._asked.get(container, _NEVER)
             if time.monotonic() - mark < PROBE_SECONDS:
                 continue
             self._asked[container] = float("inf")  # until it has answered

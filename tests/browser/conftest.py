@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.e2e.conftest import (
-    Autoheal,
-    autoheal,
-    engine,
-    free_port,
-    label,
-    models,
-    nvml,
-    ollama,
-    patient,
-    private_engine,
-    pytest_sessionfinish,
-    start,
-)
-
-__all__ = [
-    "autoheal",
-    "engine",
-    "label",
-    "models",
-    "nvml",
-    "ollama",
-    "patient",
-    "private_engine",
-    "pytest_sessionfinish",
-    "start",
-]
+from scripts import test_tools
+from tests.e2e.conftest import *  # noqa: F403
+from tests.e2e.conftest import Autoheal, free_port
 
 TOKEN = "a-token-of-the-tests"
 WIDE, PHONE = (1280, 900), (390, 844)
@@ -80,7 +55,7 @@ class Site:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """While it is there, this thread has an event loop: no longer than for one file's tests."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
+    path = test_tools.browser_path()
     if path is None:
         pytest.fail("no Chromium: `make test` installs one")
     with sync_playwright() as playwright:

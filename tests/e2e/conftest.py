@@ -33,6 +33,22 @@ from probe.report import Verdict, parse
 from scripts import small_model
 from tests.nvml import Nvml
 
+__all__ = [
+    "autoheal",
+    "engine",
+    "gateway",
+    "hook",
+    "label",
+    "models",
+    "nvml",
+    "ollama",
+    "patient",
+    "private_engine",
+    "pytest_sessionfinish",
+    "start",
+]
+"""What `import *` gives to the conftests of the other tests on an engine."""
+
 OLLAMA = "ollama-autoheal/ollama"
 AUTOHEAL = "ollama-autoheal/autoheal"
 ROOT = Path(__file__).parents[2]
