@@ -19,7 +19,7 @@ from probe.report import Reading, Reason, Verdict, short_time
 from probe.settings import Settings
 
 IDLE_SHARE = 0.005
-"""One that used less has done nothing, on a GPU neither: a GPU's work has to be started."""
+"""One that had less to run has done nothing, on a GPU neither: a GPU's work has to be started."""
 
 WORK_PERCENT = 5
 """A GPU that is used more than this does somebody's work."""
@@ -196,16 +196,16 @@ def _silence(
             if verdict is not None:
                 return verdict
         if asked is not None and asked.answer.outcome == "silent":
-            waited, cpu = asked.answer.seconds, asked.cpu_seconds
+            waited, runnable = asked.answer.seconds, asked.runnable_seconds
             what = f"{name} gave no token within {waited:.1f} s, while /api/ps answers"
         elif seen.health is not None and seen.health.state == "silent":
-            waited, cpu = observation.waited, observation.silent_cpu_seconds
+            waited, runnable = observation.waited, observation.silent_runnable_seconds
             what = f"the runner of {name} has not answered for {waited:.1f} s, while /api/ps does"
         else:
             continue
         busy_for = 0.0 if memory.busy_since is None else now - memory.busy_since
         readings: dict[str, Reading] = {"model": name, "waited_seconds": round(waited, 1)}
-        if not (_works(observation, waited, cpu) or _served(seen, asked)):
+        if not (_works(observation, waited, runnable) or _served(seen, asked)):
             return _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
         readings["busy_seconds"] = round(busy_for, 1)
         if busy_for > settings.busy_timeout:
@@ -235,12 +235,12 @@ def _refusal(
     return _fault(Reason.STALLED, words, **readings)
 
 
-def _works(observation: Observation, waited: float, cpu_seconds: float | None) -> bool:
-    """Whether the runner's CPU time, or else the GPU, shows that work was done meanwhile."""
-    if cpu_seconds is not None:
-        if cpu_seconds >= WORK_SHARE * waited:
+def _works(observation: Observation, waited: float, runnable_seconds: float | None) -> bool:
+    """Whether the runner, or else the GPU, had work to do meanwhile."""
+    if runnable_seconds is not None:
+        if runnable_seconds >= WORK_SHARE * waited:
             return True
-        if cpu_seconds < IDLE_SHARE * waited:
+        if runnable_seconds < IDLE_SHARE * waited:
             return False
     devices = observation.gpu.devices if observation.gpu else ()
     return any((device.utilization_percent or 0) >= WORK_PERCENT for device in devices)

@@ -13,10 +13,10 @@ from probe.report import Verdict, short_time
 from probe.settings import Limit, Settings
 
 WORK_SHARE = 0.05
-"""A runner that used more of one core than this while we waited has done work."""
+"""A runner with something to run for more than this of the time that we waited has done work."""
 
 LOAD_STEP = (0.001, 0.02, 1 << 20)
-"""The least progress that counts: of its runner's own measure, CPU seconds, bytes of memory."""
+"""The least progress that counts: of the runner's own measure, runnable seconds, memory bytes."""
 
 FAR = 5.0
 """A learned limit is the best that was seen, made worse by this factor."""
@@ -64,9 +64,14 @@ def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:
     Beside users' work a token takes longer, and that is no fault.
     """
     past = past_of(seen, memory)
-    if past is None or past.cpu_seconds is None or seen.runner is None or used_since(seen, past):
+    if (
+        past is None
+        or past.runnable_seconds is None
+        or seen.runner is None
+        or used_since(seen, past)
+    ):
         return False
-    used = seen.runner.cpu_seconds - past.cpu_seconds
+    used = seen.runner.runnable_seconds - past.runnable_seconds
     return used < WORK_SHARE * max(now - (memory.checked_at or now), 0.0) or used <= 0
 
 
@@ -107,7 +112,7 @@ def _mark(seen: Seen) -> tuple[float, ...]:
     progress = seen.health.progress if seen.health else 0.0
     if seen.runner is None:
         return (progress,)
-    return (progress, seen.runner.cpu_seconds, float(seen.runner.memory_bytes))
+    return (progress, seen.runner.runnable_seconds, float(seen.runner.memory_bytes))
 
 
 def with_episode(
@@ -154,9 +159,9 @@ def _model(
     """What the next check needs to know of a model; the arguments are those of `plan`."""
     past = past_of(seen, memory)
     kept = _as_users_left_it(seen, past, memory, settings, now, clock)
-    runner, used = seen.runner, asked.cpu_seconds if asked is not None else None
-    cpu = None if runner is None else runner.cpu_seconds + (used or 0)
-    kept = replace(kept, left=seen.model.expires_text, cpu_seconds=cpu)
+    runner, used = seen.runner, asked.runnable_seconds if asked is not None else None
+    total = None if runner is None else runner.runnable_seconds + (used or 0)
+    kept = replace(kept, left=seen.model.expires_text, runnable_seconds=total)
     if asked is None or asked.answer.outcome == "error":
         return kept
     left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds

@@ -30,8 +30,7 @@ class ModelMemory:
         lent_seconds: what our own last request set that to; None when it is as users left it.
         token_seconds: how long our last token took.
         used_at: when a user's request was last seen to have completed; None when none was.
-        cpu_seconds: CPU time its runner had used at the end of the last check; None where it
-            cannot be seen.
+        runnable_seconds: its runner's, at the end of the last check; None where it cannot be seen.
     """
 
     runner: str = ""
@@ -41,7 +40,7 @@ class ModelMemory:
     lent_seconds: float | None = None
     token_seconds: float = 0.0
     used_at: float | None = None
-    cpu_seconds: float | None = None
+    runnable_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def _model(fields: dict[str, Any]) -> ModelMemory:
         lent_seconds=_number(fields["lent_seconds"]),
         token_seconds=float(fields["token_seconds"]),
         used_at=_number(fields.get("used_at")),
-        cpu_seconds=_number(fields.get("cpu_seconds")),
+        runnable_seconds=_number(fields.get("runnable_seconds")),
     )
 
 

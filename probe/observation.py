@@ -50,7 +50,8 @@ class Asked:
         answer: how it ended.
         ended_at: when that was, in seconds of the monotonic clock.
         model: its row in `/api/ps` after it; None when it is gone.
-        cpu_seconds: CPU time its runner used while we waited; None where it cannot be seen.
+        runnable_seconds: for how long its runner's threads ran or waited for a CPU while we waited;
+            None where it cannot be seen.
         reloaded: another process serves the model than before: our request made it load anew.
     """
 
@@ -58,7 +59,7 @@ class Asked:
     answer: Answer
     ended_at: float = 0.0
     model: LoadedModel | None = None
-    cpu_seconds: float | None = None
+    runnable_seconds: float | None = None
     reloaded: bool = False
 
 
@@ -79,7 +80,7 @@ class Observation:
         asked: by model name, what was asked of it.
         loaded: how our request to load the required model ended; None when none was made.
         waited: seconds spent on a runner that said nothing.
-        silent_cpu_seconds: CPU time that such runners used meanwhile.
+        silent_runnable_seconds: for how long such runners ran or waited for a CPU meanwhile.
     """
 
     began_at: float = 0.0
@@ -93,7 +94,7 @@ class Observation:
     asked: dict[str, Asked] = field(default_factory=dict)
     loaded: Answer | None = None
     waited: float = 0.0
-    silent_cpu_seconds: float = 0.0
+    silent_runnable_seconds: float = 0.0
 
     @property
     def claimed_bytes(self) -> int:

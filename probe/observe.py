@@ -105,7 +105,7 @@ class _Visit:
             strays=max(len(found) - len(models), 0),
             asked=asked,
             waited=waited,
-            silent_cpu_seconds=sum(_used(r, after) for r in silent),
+            silent_runnable_seconds=sum(_used(r, after) for r in silent),
         )
 
     def _served(
@@ -162,7 +162,7 @@ class _Visit:
 def _look_back(
     server: Server, asked: dict[str, Asked], seen: dict[str, Seen], after: dict[str, Runner]
 ) -> dict[str, Asked]:
-    """What our requests changed: each model's expiry, its runner's CPU time, its process."""
+    """What our requests changed: each model's expiry, its runner's work, its process."""
     present: dict[str, LoadedModel] = {}
     with suppress(ApiError):
         # The server answers first and notes the new expiry then; while a user's request is
@@ -184,7 +184,7 @@ def _look_back(
         result[name] = replace(
             one,
             model=present.get(name),
-            cpu_seconds=None if runner is None else _used(runner, after),
+            runnable_seconds=None if runner is None else _used(runner, after),
             reloaded=runner is not None and runner.identity not in after and name in present,
         )
     return result
@@ -192,4 +192,4 @@ def _look_back(
 
 def _used(runner: Runner, after: dict[str, Runner]) -> float:
     now = after.get(runner.identity)
-    return 0.0 if now is None else now.cpu_seconds - runner.cpu_seconds
+    return 0.0 if now is None else now.runnable_seconds - runner.runnable_seconds

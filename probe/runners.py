@@ -1,13 +1,14 @@
 """The runner processes of an Ollama server, read from /proc of this container.
 
 The server's API does not say how a model was loaded. The command line of the process that
-serves it does, and its CPU time tells work from silence.
+serves it does, and the time for which it had something to run tells work from silence.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,7 +27,7 @@ class Runner:
         num_batch: its batch size, in tokens.
         num_thread: its threads; None where that is the number the server takes by itself.
         shape: its command line but for the port: the same for every runner started alike.
-        cpu_seconds: CPU time it has used so far.
+        runnable_seconds: for how long its threads so far have run, or waited for a CPU to run on.
         memory_bytes: how much memory it holds.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
     """
@@ -40,7 +41,7 @@ class Runner:
     num_batch: int | None = None
     num_thread: int | None = None
     shape: str = ""
-    cpu_seconds: float = 0.0
+    runnable_seconds: float = 0.0
     memory_bytes: int = 0
     model_on_cpu_by_choice: bool = False
 
@@ -97,6 +98,7 @@ def _runner(proc: str, pid: int) -> Runner | None:
     except OSError:
         return None
     options = {key.lstrip("-"): value for key, value in pairwise(words)}
+    cpu_seconds = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     port, weights = options.pop("port", None), options.get("model", "")
     num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
     return Runner(
@@ -109,10 +111,20 @@ def _runner(proc: str, pid: int) -> Runner | None:
         num_batch=_number(options.get("batch-size")),
         num_thread=_chosen_threads(proc, _number(options.get("threads"))),
         shape=" ".join(word for word in words[1:] if word != port),
-        cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        runnable_seconds=cpu_seconds + _queued_seconds(proc, pid),
         memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
     )
+
+
+def _queued_seconds(proc: str, pid: int) -> float:
+    """For how long its threads have waited for a CPU; 0 where the kernel does not say."""
+    nanoseconds = 0
+    with suppress(OSError):
+        for thread in os.listdir(f"{proc}/{pid}/task"):
+            with suppress(OSError), open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
+                nanoseconds += int(file.read().split()[1])
+    return nanoseconds / 1e9
 
 
 def _size(file: str) -> int | None:

@@ -155,6 +155,14 @@ class Patient:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
 
+    def starve(self, words: str) -> None:
+        """Leave processes only the CPU time that others do not want, and others want all."""
+        for pid in self.pids(words):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(os.cpu_count() or 1):
+            self.container.exec_run(["sh", "-c", "while :; do :; done"], detach=True)
+
 
 class Ollama(Patient):
     """A container of our Ollama image."""

@@ -79,6 +79,16 @@ def test_a_long_request_on_a_full_server_is_busy_not_stalled(ollama: Start) -> N
     server.wait(lambda: server.verdicts[-1].reason is Reason.READY, "ready")
 
 
+def test_a_runner_that_others_leave_no_cpu_is_busy_not_stalled(ollama: Start) -> None:
+    server = ollama({"OLLAMA_NUM_PARALLEL": "1"}, interval=0.5)
+    server.wait_health("healthy")
+    with server.endless_request("tiny"):
+        server.starve("ollama runner")
+        verdicts = server.wait_checks(4)
+    assert all(v.healthy for v in verdicts), verdicts
+    assert verdicts[-1].reason is Reason.BUSY
+
+
 def test_a_load_longer_than_the_deadline_is_never_aborted(ollama: Start) -> None:
     server = ollama({"PROBE_TIMEOUT": "1"}, interval=0.3)
     server.wait_health("healthy")

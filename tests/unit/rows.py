@@ -29,7 +29,7 @@ RUNNER = Runner(
     num_ctx=1024,
     num_batch=512,
     shape="runner --ctx-size 2048",
-    cpu_seconds=50.0,
+    runnable_seconds=50.0,
 )
 BY_CHOICE = replace(RUNNER, model_on_cpu_by_choice=True)
 READY, LOADING = RunnerHealth("ready"), RunnerHealth("loading", 0.4)
@@ -38,7 +38,9 @@ ASK = Ask(tokens=1, keep_alive_seconds=200)
 
 TOKEN, NOTHING = Answer("token", 0.2), Answer("silent", 9.7)
 
-KNOWN = ModelMemory(RUNNER.identity, NOW + 200, "then", session_seconds=300.0, cpu_seconds=50.0)
+KNOWN = ModelMemory(
+    RUNNER.identity, NOW + 200, "then", session_seconds=300.0, runnable_seconds=50.0
+)
 FIRST = Memory()
 PROVEN = Memory(checked_at=NOW - 15, clock=CLOCK, proven=True, models={"tiny:latest": KNOWN})
 HAD_GPU = replace(PROVEN, gpus=("GPU-1",))

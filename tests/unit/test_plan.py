@@ -143,8 +143,8 @@ def test_after_a_clock_was_set_a_model_with_a_new_expiry_is_left_alone_until_it_
 
 
 def test_the_cpu_time_that_our_own_request_took_is_not_taken_for_a_users() -> None:
-    asked = Asked(Ask(1, 200), TOKEN, NOW, model=IN_VRAM, cpu_seconds=3.0)
-    assert remembered(seen(), asked, past()).cpu_seconds == 53.0
+    asked = Asked(Ask(1, 200), TOKEN, NOW, model=IN_VRAM, runnable_seconds=3.0)
+    assert remembered(seen(), asked, past()).runnable_seconds == 53.0
 
 
 def test_a_model_whose_process_is_gone_is_left_alone_and_not_taken_for_a_users_new_one() -> None:

@@ -31,10 +31,18 @@ def test_a_runners_options_are_read_from_its_command_line(tmp_path: Path) -> Non
     [runner] = find(str(tmp_path))
     assert (runner.pid, runner.started, runner.port, runner.blob) == (7, 4242, 40001, "sha256-ab")
     assert (runner.num_ctx, runner.num_batch, runner.num_thread) == (2048, 256, 3)
-    assert runner.cpu_seconds == pytest.approx(2.0)
+    assert runner.runnable_seconds == pytest.approx(2.0)
     assert runner.memory_bytes == 256 * os.sysconf("SC_PAGE_SIZE")
     assert not runner.model_on_cpu_by_choice
     assert "40001" not in runner.shape
+
+
+def test_a_runner_that_waits_for_a_cpu_has_something_to_run(tmp_path: Path) -> None:
+    process(tmp_path, "/bin/ollama runner --model m --port 1")
+    for thread, waited in [(7, 500_000_000), (8, 1_000_000_000)]:
+        (tmp_path / f"7/task/{thread}").mkdir(parents=True)
+        (tmp_path / f"7/task/{thread}/schedstat").write_text(f"2000000 {waited} 12\n")
+    assert find(str(tmp_path))[0].runnable_seconds == pytest.approx(2.0 + 1.5)
 
 
 @pytest.mark.parametrize(("threads", "chosen"), [(8, None), (4, None), (6, 6)])
