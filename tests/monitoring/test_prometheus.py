@@ -160,6 +160,22 @@ def test_the_names_and_values_of_the_well_known_textfile_are_printed_and_promtoo
     assert undocumented(done.stdout) == []
 
 
+def test_what_there_is_not_has_no_sample(ollama: Callable[..., Ollama], nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 24576 9000 37")  # a card that tells neither heat nor power
+    server = ollama({"PROBE_GPU": "off"})
+    server.wait_listening()
+    server.request(model="tiny", keep_alive=-1)
+    text = probe(nvml, "metrics", "--host", server.url).stdout.decode()
+    assert "\nnode_gpu_memory_used_bytes{" in text
+    assert "node_gpu_temperature_celsius{" not in text
+    assert 'ollama_model_memory_bytes{model="tiny:latest"}' in text
+    assert "ollama_model_expiry_timestamp_seconds{" not in text
+    server.request(model="tiny", keep_alive=60)
+    text = probe(nvml, "metrics", "--host", server.url).stdout.decode()
+    [at] = re.findall(r"^ollama_model_expiry_timestamp_seconds{.*} (\S+)$", text, re.MULTILINE)
+    assert 0 < float(at) - time.time() <= 60
+
+
 def test_a_server_and_a_gpu_that_are_gone_are_metrics_too(nvml: Nvml) -> None:
     nvml.answer("error 999")
     done = probe(nvml, "metrics", "--host", "127.0.0.1:1")

@@ -43,13 +43,14 @@ class FakeEngine:
         self.asked = threading.Event()
         self.broken = False
         self.cpu = 0.0
+        self.there: tuple[str, ...] = ("ollama", "other")
 
     def containers(self, label: str = "", **filters: str) -> list[dict[str, Any]]:
         if self.broken:
             raise Unreachable("the engine is away")
         self.listed += 1
         up = {"State": "running", "Status": "Up 5 seconds (healthy)"}
-        return [{"Id": one, "Names": [f"/{one}"], **up} for one in ("ollama", "other")]
+        return [{"Id": one, "Names": [f"/{one}"], **up} for one in self.there]
 
     def look(self, container: str) -> Sighting:
         self.inspected.append(container)
@@ -134,6 +135,23 @@ def test_a_container_without_our_probe_is_inspected_once(
         while engine.inspected.count("ollama") < 4:
             assert woken.acquire(timeout=5)
     assert engine.inspected.count("other") == 1
+
+
+def test_on_a_machine_without_containers_only_the_first_round_is_incomplete(
+    engine: FakeEngine, collector: Callable[..., Collector]
+) -> None:
+    engine.there = ()
+    one, woken, rounds = collector(), threading.Semaphore(0), list[bool]()
+
+    def note() -> None:
+        assert one.latest is not None
+        rounds.append(one.latest.complete)
+        woken.release()
+
+    with one.watched(note):
+        for _ in range(6):
+            assert woken.acquire(timeout=5)
+    assert rounds[:6] == [False, True, True, True, True, True]
 
 
 def test_an_engine_that_is_away_is_said_and_what_was_known_stays(
