@@ -46,7 +46,6 @@ class World:
     action: str
     client: docker.DockerClient
     directory: Path
-    how: str = "kill"
     label: str = field(default_factory=lambda: f"crash-{uuid.uuid4().hex[:8]}")
 
     @property
@@ -61,7 +60,16 @@ class World:
     def ledger(self) -> Path:
         return self.directory / "ledger.db"
 
+    @property
+    def names(self) -> Path:
+        return self.directory / "names"
+
+    def done(self) -> list[str]:
+        """What autoheal has done so far."""
+        return self.names.read_text().splitlines()
+
     def begin(self) -> None:
+        self.names.touch()
         labels = {self.label: "true", "autoheal.action": self.action}
         if self.action == "redeploy":
             labels |= {
@@ -124,7 +132,7 @@ class World:
         if self.action == "stop":  # it never gets well again
             return bool(opened and not unfinished and self._state() == "exited")
         # a lease whose removal was made to fail runs out by itself
-        leases = self._leases() if self.how == "kill" else ()
+        leases = () if "made to fail" in self.done() else self._leases()
         return bool(opened and opened == closed and not unfinished and not leases)
 
     def check(self) -> None:
@@ -187,12 +195,9 @@ def live_through(world: World, last: int, how: str = "kill") -> list[str]:
 
     With `how="fail"` it is not killed: the call to the engine of that number fails.
     """
-    world.how = how
-    names = world.directory / "names"
-    names.touch()
     world.begin()
     world.wait(world.is_healthy, "healthy at first")
-    first = world.autoheal("tests.faults.killed", how, str(last), str(names))
+    first = world.autoheal("tests.faults.killed", how, str(last), str(world.names))
     try:
         # it may fall sick before anybody watches: that is one of the faults
         world.fall_sick()
@@ -201,7 +206,7 @@ def live_through(world: World, last: int, how: str = "kill") -> list[str]:
     finally:
         first.kill()
         first.wait()
-    done = names.read_text().splitlines()
+    done = world.done()
     if last and how == "kill":
         second = world.autoheal("autoheal.cli", "run")
         try:
