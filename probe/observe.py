@@ -105,7 +105,7 @@ class _Visit:
             strays=max(len(found) - len(models), 0),
             asked=asked,
             waited=waited,
-            silent_runnable_seconds=sum(_used(r, after) for r in silent),
+            silent_runnable_seconds=sum(r.ran(after.get(r.identity), waited) for r in silent),
         )
 
     def _served(
@@ -181,15 +181,11 @@ def _look_back(
     result = {}
     for name, one in asked.items():
         runner = seen[name].runner
+        later = None if runner is None else after.get(runner.identity)
         result[name] = replace(
             one,
             model=present.get(name),
-            runnable_seconds=None if runner is None else _used(runner, after),
-            reloaded=runner is not None and runner.identity not in after and name in present,
+            runnable_seconds=None if runner is None else runner.ran(later, one.answer.seconds),
+            reloaded=runner is not None and later is None and name in present,
         )
     return result
-
-
-def _used(runner: Runner, after: dict[str, Runner]) -> float:
-    now = after.get(runner.identity)
-    return 0.0 if now is None else now.runnable_seconds - runner.runnable_seconds

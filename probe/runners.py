@@ -28,6 +28,7 @@ class Runner:
         num_thread: its threads; None where that is the number the server takes by itself.
         shape: its command line but for the port: the same for every runner started alike.
         runnable_seconds: for how long its threads so far have run, or waited for a CPU to run on.
+        runnable: whether one of them runs or waits for a CPU now.
         memory_bytes: how much memory it holds.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
     """
@@ -42,6 +43,7 @@ class Runner:
     num_thread: int | None = None
     shape: str = ""
     runnable_seconds: float = 0.0
+    runnable: bool = False
     memory_bytes: int = 0
     model_on_cpu_by_choice: bool = False
 
@@ -49,6 +51,21 @@ class Runner:
     def identity(self) -> str:
         """The same for one process at every look, and never for another one."""
         return f"{self.pid}/{self.started}"
+
+    def ran(self, later: Runner | None, seconds: float) -> float:
+        """For how long of the seconds since this look it ran or waited for a CPU.
+
+        The kernel counts a wait when it ends, which on a crowded machine is late: one that runs
+        or waits at both looks is taken to have done so throughout.
+
+        Args:
+            later: the same process now; None when it is gone.
+            seconds: between the looks.
+        """
+        if later is None:
+            return 0.0
+        counted = later.runnable_seconds - self.runnable_seconds
+        return max(counted, seconds) if self.runnable and later.runnable else counted
 
 
 def find(proc: str = "/proc") -> tuple[Runner, ...]:
@@ -98,6 +115,7 @@ def _runner(proc: str, pid: int) -> Runner | None:
     except OSError:
         return None
     options = {key.lstrip("-"): value for key, value in pairwise(words)}
+    queued_seconds, runnable = _threads(proc, pid)
     cpu_seconds = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     port, weights = options.pop("port", None), options.get("model", "")
     num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
@@ -111,20 +129,25 @@ def _runner(proc: str, pid: int) -> Runner | None:
         num_batch=_number(options.get("batch-size")),
         num_thread=_chosen_threads(proc, _number(options.get("threads"))),
         shape=" ".join(word for word in words[1:] if word != port),
-        runnable_seconds=cpu_seconds + _queued_seconds(proc, pid),
+        runnable_seconds=cpu_seconds + queued_seconds,
+        runnable=runnable,
         memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
     )
 
 
-def _queued_seconds(proc: str, pid: int) -> float:
-    """For how long its threads have waited for a CPU; 0 where the kernel does not say."""
-    nanoseconds = 0
+def _threads(proc: str, pid: int) -> tuple[float, bool]:
+    """For how long its threads have waited for a CPU, as far as the kernel says, and whether one
+    of them runs or waits for one now."""
+    nanoseconds, runnable = 0, False
     with suppress(OSError):
         for thread in os.listdir(f"{proc}/{pid}/task"):
-            with suppress(OSError), open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
-                nanoseconds += int(file.read().split()[1])
-    return nanoseconds / 1e9
+            with suppress(OSError, IndexError):
+                with open(f"{proc}/{pid}/task/{thread}/stat", "rb") as file:
+                    runnable |= file.read().rpartition(b")")[2].split()[0] == b"R"
+                with open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
+                    nanoseconds += int(file.read().split()[1])
+    return nanoseconds / 1e9, runnable
 
 
 def _size(file: str) -> int | None:

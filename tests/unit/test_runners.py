@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.runners import find
+from probe.runners import Runner, find
 
 STAT = "7 (ollama runner) x) S 1 " + "0 " * 9 + "150 50 " + "0 " * 6 + "4242 0 256\n"
 CPUINFO = "".join(
@@ -41,8 +41,30 @@ def test_a_runner_that_waits_for_a_cpu_has_something_to_run(tmp_path: Path) -> N
     process(tmp_path, "/bin/ollama runner --model m --port 1")
     for thread, waited in [(7, 500_000_000), (8, 1_000_000_000)]:
         (tmp_path / f"7/task/{thread}").mkdir(parents=True)
+        (tmp_path / f"7/task/{thread}/stat").write_text(STAT)
         (tmp_path / f"7/task/{thread}/schedstat").write_text(f"2000000 {waited} 12\n")
-    assert find(str(tmp_path))[0].runnable_seconds == pytest.approx(2.0 + 1.5)
+    [runner] = find(str(tmp_path))
+    assert runner.runnable_seconds == pytest.approx(2.0 + 1.5)
+    assert not runner.runnable
+    (tmp_path / "7/task/8/stat").write_text(STAT.replace(") S", ") R"))
+    assert find(str(tmp_path))[0].runnable
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ran"),
+    [
+        (Runner(7, 1, runnable_seconds=2.0), Runner(7, 1, runnable_seconds=2.5), 0.5),
+        (Runner(7, 1, runnable=True), Runner(7, 1), 0.0),
+        (Runner(7, 1), Runner(7, 1, runnable=True), 0.0),
+        # it has waited for a CPU all the while, and the kernel has not counted that yet
+        (Runner(7, 1, runnable=True), Runner(7, 1, runnable=True), 4.0),
+        (Runner(7, 1, runnable=True), None, 0.0),
+    ],
+)
+def test_a_runner_that_wants_a_cpu_at_both_looks_has_wanted_it_throughout(
+    before: Runner, after: Runner | None, ran: float
+) -> None:
+    assert before.ran(after, 4.0) == ran
 
 
 @pytest.mark.parametrize(("threads", "chosen"), [(8, None), (4, None), (6, 6)])
