@@ -189,9 +189,9 @@ def test_stop_stops_it_and_it_stays_stopped(patient: Patients, autoheal: Start, 
 
 
 def test_two_supervisors_on_one_engine_heal_each_incident_once(
-    patient: Patients, autoheal: Start, tmp_path: Path
+    patient: Patients, autoheal: Start, tmp_path: Path, label: str
 ) -> None:
-    one = patient()
+    one = patient(labels={label: "true", "autoheal.action": "restart"})
     (tmp_path / "other").mkdir()
     healers = [autoheal(**PROMPT), autoheal(AUTOHEAL_STATE_DIR=str(tmp_path / "other"), **PROMPT)]
     for healer in healers:
