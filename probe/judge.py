@@ -390,8 +390,13 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
     if observation.loaded is not None:
         message = f"the required model is here, but is not for this: {observation.loaded.message}"
         return Verdict(True, Reason.READY, message, readings)
+    gone = [
+        f"the process of {model.name} is gone, and the server loads it again when it is wanted"
+        for model in observation.gone
+    ]
     if not observation.seen:
-        return Verdict(True, Reason.IDLE, "no model is loaded, and none is required", readings)
+        words = gone or ["no model is loaded, and none is required"]
+        return Verdict(True, Reason.IDLE, "; ".join(words), readings)
     words = []
     for seen in observation.seen:
         asked = observation.asked.get(seen.model.name)
@@ -407,7 +412,7 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
         "models_bytes": sum(model.size_bytes for model in models),
         "models_vram_bytes": observation.claimed_bytes,
     }
-    return Verdict(True, Reason.READY, "; ".join(words), readings)
+    return Verdict(True, Reason.READY, "; ".join(words + gone), readings)
 
 
 def _how_it_is(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> str:

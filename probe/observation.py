@@ -76,6 +76,8 @@ class Observation:
             None when that was not asked.
         seen: the loaded models that matter to this check.
         others: the other loaded models.
+        gone: models that the server lists as loaded, and whose process is gone: it finds out, and
+            loads them again, when somebody wants them.
         strays: runner processes that serve no loaded model.
         asked: by model name, what was asked of it.
         loaded: how our request to load the required model ended; None when none was made.
@@ -90,6 +92,7 @@ class Observation:
     installed: str | None = None
     seen: tuple[Seen, ...] = ()
     others: tuple[LoadedModel, ...] = ()
+    gone: tuple[LoadedModel, ...] = ()
     strays: int = 0
     asked: dict[str, Asked] = field(default_factory=dict)
     loaded: Answer | None = None

@@ -68,13 +68,21 @@ class _Visit:
         """Look at the server, and ask of it what may be asked."""
         settings = self._settings
         try:
-            models = self._server.loaded(self._left())
+            listed = self._server.loaded(self._left())
+            found = runners.find() if listed else ()
+            served = dict(self._served(listed, found))
+            gone = self._gone(listed, found, served)
+            models = tuple(m for m in listed if m not in gone)
             wanted = tuple(
                 m for m in models if settings.model is None or same_model(m.name, settings.model)
             )
             if settings.model is not None and not wanted:
-                return replace(self._ask_for(settings.model), others=models)
-            return self._look_at(models, wanted)
+                observation = self._ask_for(settings.model)
+            else:
+                observation = self._look_at(wanted, served)
+            others = tuple(m for m in models if m not in wanted)
+            strays = max(len(found) - len(models), 0)
+            return replace(observation, others=others, gone=gone, strays=strays)
         except ApiError as error:
             return Observation(api_error=str(error))
 
@@ -85,11 +93,7 @@ class _Visit:
             return Observation(installed=installed)
         return Observation(installed=installed, loaded=self._server.load(model, self._left()))
 
-    def _look_at(
-        self, models: tuple[LoadedModel, ...], wanted: tuple[LoadedModel, ...]
-    ) -> Observation:
-        found = runners.find() if models else ()
-        served = dict(self._served(models, found))
+    def _look_at(self, wanted: tuple[LoadedModel, ...], served: dict[str, Runner]) -> Observation:
         started = time.monotonic()
         seen = [self._seen(model, served.get(model.name)) for model in wanted]
         waited = time.monotonic() - started
@@ -101,8 +105,6 @@ class _Visit:
             asked = _look_back(self._server, asked, {s.model.name: s for s in seen}, after)
         return Observation(
             seen=tuple(seen),
-            others=tuple(model for model in models if model not in wanted),
-            strays=max(len(found) - len(models), 0),
             asked=asked,
             waited=waited,
             silent_runnable_seconds=sum(r.ran(after.get(r.identity), waited) for r in silent),
@@ -120,6 +122,17 @@ class _Visit:
             lambda name: self._server.blob(name, self._left() * share),
             known,
         )
+
+    def _gone(
+        self,
+        listed: tuple[LoadedModel, ...],
+        found: tuple[Runner, ...],
+        served: dict[str, Runner],
+    ) -> tuple[LoadedModel, ...]:
+        """Models without a process, where there would be one to see."""
+        if len(found) >= len(listed) or not self._settings.is_local or not runners.server_is_here():
+            return ()
+        return tuple(model for model in listed if model.name not in served)
 
     def _seen(self, model: LoadedModel, runner: Runner | None) -> Seen:
         if runner is None or runner.port is None:

@@ -92,9 +92,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class RunnerHealth:
-    """What a runner process says of itself: ready, loading with its progress, or silent."""
+    """What a runner process says of itself: ready, loading with its progress, silent, or gone."""
 
-    state: Literal["ready", "loading", "silent"]
+    state: Literal["ready", "loading", "silent", "gone"]
     progress: float = 0.0
 
 

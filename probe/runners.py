@@ -79,6 +79,23 @@ def find(proc: str = "/proc") -> tuple[Runner, ...]:
     return tuple(runners)
 
 
+def server_is_here(proc: str = "/proc") -> bool:
+    """Whether an Ollama server runs among our own processes, so that its runners would be seen.
+
+    On a host those of its containers are seen as well; their servers are not meant.
+    """
+    with suppress(OSError):
+        here = os.readlink(f"{proc}/self/ns/pid")
+        for entry in filter(str.isdigit, os.listdir(proc)):
+            with suppress(OSError):
+                with open(f"{proc}/{entry}/cmdline", "rb") as file:
+                    words = file.read().decode(errors="replace").split("\0")
+                is_server = os.path.basename(words[0]) == "ollama" and words[1:2] == ["serve"]
+                if is_server and os.readlink(f"{proc}/{entry}/ns/pid") == here:
+                    return True
+    return False
+
+
 def match(
     models: Sequence[str],
     found: Sequence[Runner],
@@ -93,6 +110,8 @@ def match(
         blob: says the file name of a model's weights; empty when nobody knows.
         known: identities of runners that are known to serve a model, by its name.
     """
+    if not found:
+        return
     if len(models) == 1 and len(found) == 1:
         yield models[0], found[0]
         return

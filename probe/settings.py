@@ -367,6 +367,12 @@ class Settings:
     keep_alive: float = 300.0
     state_dir: str = "/dev/shm"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is reached by loopback: it is in the probe's own network."""
+        name = urlsplit(self.host).hostname or ""
+        return name in ("localhost", "::1") or name.startswith("127.")
+
     @classmethod
     def from_flags_and_env(
         cls, flags: Mapping[str, str | None], env: Mapping[str, str]

@@ -13,6 +13,7 @@ from probe.devices import with_amd
 from probe.gpu import GpuDevice, GpuReading
 from probe.memory import Episode, Memory
 from probe.observation import Observation, Seen
+from probe.ollama import RunnerHealth
 from probe.report import Verdict
 
 BAR_LENGTH = 20
@@ -79,7 +80,9 @@ def _lines(verdict: Verdict, observation: Observation, memory: Memory, now: floa
 
 
 def _all(observation: Observation) -> tuple[Seen, ...]:
-    return (*observation.seen, *map(Seen, observation.others))
+    """Every model that the server lists."""
+    gone = (Seen(model, health=RunnerHealth("gone")) for model in observation.gone)
+    return (*observation.seen, *map(Seen, observation.others), *gone)
 
 
 def _gpus(observation: Observation) -> tuple[GpuDevice, ...]:

@@ -23,12 +23,14 @@ class Front:
         url: where containers reach it.
         asked: path and body of each POST, oldest first.
         vram_share: of each model's size, what it says is in VRAM; None hands the truth on.
+        context_length: of each model, as newer servers tell it; None leaves it out.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.vram_share: float | None = None
+        self.context_length: int | None = None
 
     @property
     def generations(self) -> list[dict[str, Any]]:
@@ -66,6 +68,8 @@ def in_front_of(upstream: str, gateway: str) -> Iterator[Front]:
                 answer = reply.json()
                 for model in answer["models"]:
                     model["size_vram"] = int(model["size"] * front.vram_share)
+                    if front.context_length is not None:
+                        model["context_length"] = front.context_length
                 content = json.dumps(answer).encode()
             self.send_response(reply.status_code)
             self.send_header("Content-Length", str(len(content)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
+import httpx
 import pytest
 from docker.models.containers import Container
 
@@ -21,7 +23,7 @@ from probe.report import Reason
 from scripts.engine import archive
 from scripts.images import OLLAMA as OFFICIAL
 from scripts.images import STANDIN_OLLAMA
-from tests.e2e.conftest import OLLAMA, Ollama
+from tests.e2e.conftest import OLLAMA, Ollama, free_port
 from tests.front import Front, in_front_of
 from tests.nvml import HEALTHY, Nvml
 
@@ -302,6 +304,50 @@ def test_a_claim_that_nvml_does_not_see_is_vram_mismatch(
     server.wait_health("healthy", "ready")
     nvml.answer("device GPU-1 24576 0 0")
     server.wait_health("unhealthy", "vram_mismatch")
+
+
+def test_a_model_whose_process_was_killed_is_neither_missed_in_vram_nor_loaded_again(
+    ollama: Start, nvml: Nvml
+) -> None:
+    """The server goes on listing it, and loads it again when somebody wants it."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with in_front_of(url, "127.0.0.1") as front:
+        front.vram_share, front.context_length = 1.0, 2048
+        server = ollama(
+            {"OLLAMA_HOST": url},
+            check=("--host", front.url),
+            volumes=nvml.volume,
+            network_mode="host",
+        )
+        server.wait_health("healthy")
+        body = {"model": "tiny", "options": {"num_ctx": 2048, "num_predict": 1}, "keep_alive": -1}
+        assert httpx.post(f"{url}/api/generate", json=body, timeout=60).status_code == 200
+        server.wait(lambda: "first_token_seconds" in server.verdicts[-1].readings, "asked")
+        server.wait_checks(1)  # so that none is asking when it is killed
+        [runner] = server.pids("ollama runner")
+        os.kill(runner, signal.SIGKILL)
+        nvml.answer("device GPU-1 24576 0 0")
+        asked = len(front.asked)
+        verdicts = server.wait_checks(4)
+        assert [v for v in verdicts if not v.healthy] == []
+        assert "the process of tiny:latest is gone" in verdicts[-1].message
+        assert front.asked[asked:] == []
+        assert server.pids("ollama runner") == []
+        _, shown = server.probe("status", "--host", front.url)
+        assert re.search(r"^  tiny:latest .* gone, stays loaded$", shown, re.MULTILINE)
+
+
+def test_a_required_model_whose_process_was_killed_is_loaded_again_in_peace(ollama: Start) -> None:
+    server = ollama({"PROBE_MODEL": "big", "PROBE_TIMEOUT": "1"}, interval=0.3, retries=9)
+    server.wait_health("healthy", "ready")
+    server.wait_checks(1)
+    [runner] = server.pids("ollama runner")
+    os.kill(runner, signal.SIGKILL)
+    verdicts = server.wait_checks(5)
+    server.wait_health("healthy", "ready")
+    assert [v for v in verdicts if not v.healthy] == []
+    assert server.pids("ollama runner") not in ([], [runner])
+    assert "aborting load" not in server.log
 
 
 def test_a_gpu_that_a_setting_hides_from_ollama_is_not_missed(ollama: Start, nvml: Nvml) -> None:

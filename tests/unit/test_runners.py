@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.runners import Runner, find
+from probe.runners import Runner, find, server_is_here
 
 STAT = "7 (ollama runner) x) S 1 " + "0 " * 9 + "150 50 " + "0 " * 6 + "4242 0 256\n"
 CPUINFO = "".join(
@@ -90,3 +90,23 @@ def test_a_newer_runner_that_says_less_is_seen_too(tmp_path: Path) -> None:
 def test_other_processes_are_no_runners(tmp_path: Path, command: str) -> None:
     process(tmp_path, command)
     assert find(str(tmp_path)) == ()
+
+
+@pytest.mark.parametrize(
+    ("command", "namespace", "here"),
+    [
+        ("/usr/bin/ollama serve", "pid:[1]", True),
+        ("ollama serve", "pid:[1]", True),
+        ("ollama serve", "pid:[2]", False),  # a container's, seen from its host
+        ("/usr/bin/ollama run tiny", "pid:[1]", False),
+        ("", "pid:[1]", False),
+    ],
+)
+def test_a_server_is_here_where_it_runs_among_our_own_processes(
+    tmp_path: Path, command: str, namespace: str, here: bool
+) -> None:
+    process(tmp_path, command)
+    for entry, link in [("self", "pid:[1]"), ("7", namespace)]:
+        (tmp_path / entry / "ns").mkdir(parents=True)
+        (tmp_path / entry / "ns/pid").symlink_to(link)
+    assert server_is_here(str(tmp_path)) is here
