@@ -150,7 +150,7 @@ def test_a_stack_file_is_deployed_by_dockers_own_program(
 def test_swarm_has_the_first_try_and_what_comes_of_an_update_is_told(
     service: Callable[..., str], autoheal: Callable[..., Autoheal], tmp_path: Path
 ) -> None:
-    name = service("--update-failure-action", "pause")
+    name = service("--update-failure-action", "pause", "--update-monitor", "20s")
     healer = autoheal(AUTOHEAL_BACKOFF="3", AUTOHEAL_SETTLE="2", AUTOHEAL_INTERVAL="1")
     healer.wait_line("watching the Docker engine")
     (tmp_path / "cure" / "well").unlink()
@@ -166,7 +166,7 @@ def test_swarm_has_the_first_try_and_what_comes_of_an_update_is_told(
 def test_an_update_that_swarm_rolls_back_is_told_as_failed(
     service: Callable[..., str], tmp_path: Path
 ) -> None:
-    name = service("--update-failure-action", "rollback")
+    name = service("--update-failure-action", "rollback", "--update-monitor", "20s")
     cure = tmp_path / "cure" / "well"
     _, result = redeploy(name, tmp_path, Policy(), once_planned=cure.unlink)
     # Completed or paused: a rollback's own tasks may fail before Swarm looks, or after.
