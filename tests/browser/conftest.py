@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from scripts import test_tools
 from tests.e2e.conftest import *  # noqa: F403
@@ -15,6 +15,9 @@ from tests.e2e.conftest import Autoheal, free_port
 
 TOKEN = "a-token-of-the-tests"
 WIDE, PHONE = (1280, 900), (390, 844)
+PATIENCE_MILLISECONDS = 20_000
+
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 
 class Site:
@@ -33,7 +36,7 @@ class Site:
             reduced_motion="reduce",
         )
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MILLISECONDS)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))

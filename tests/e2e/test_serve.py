@@ -40,6 +40,7 @@ class Page:
             seen = seen or after in line.decode()
             if seen and words in line.decode():
                 return
+        pytest.fail(f"it ended and did not say {words!r}: {self.container.logs().decode()}")
 
     def codes(self) -> tuple[int, int, int]:
         """Status of /health, /livez and /readyz."""
