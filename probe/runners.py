@@ -70,13 +70,8 @@ class Runner:
 
 def find(proc: str = "/proc") -> tuple[Runner, ...]:
     """Every runner that can be seen. What cannot be read is left out; never raises."""
-    runners = []
-    for entry in os.listdir(proc):
-        if entry.isdigit():
-            runner = _runner(proc, int(entry))
-            if runner is not None:
-                runners.append(runner)
-    return tuple(runners)
+    runners = (_runner(proc, pid, words) for pid, words in _commands(proc))
+    return tuple(runner for runner in runners if runner is not None)
 
 
 def server_is_here(proc: str = "/proc") -> bool:
@@ -84,16 +79,12 @@ def server_is_here(proc: str = "/proc") -> bool:
 
     On a host those of its containers are seen as well; their servers are not meant.
     """
-    with suppress(OSError):
-        here = os.readlink(f"{proc}/self/ns/pid")
-        for entry in filter(str.isdigit, os.listdir(proc)):
-            with suppress(OSError):
-                with open(f"{proc}/{entry}/cmdline", "rb") as file:
-                    words = file.read().decode(errors="replace").split("\0")
-                is_server = os.path.basename(words[0]) == "ollama" and words[1:2] == ["serve"]
-                if is_server and os.readlink(f"{proc}/{entry}/ns/pid") == here:
-                    return True
-    return False
+    return any(
+        os.path.basename(words[0]) == "ollama"
+        and words[1:2] == ["serve"]
+        and _is_among_ours(proc, pid)
+        for pid, words in _commands(proc)
+    )
 
 
 def match(
@@ -123,12 +114,29 @@ def match(
             yield model, runner
 
 
-def _runner(proc: str, pid: int) -> Runner | None:
+def _commands(proc: str) -> Iterator[tuple[int, list[str]]]:
+    """Every process that can be seen, with the words of its command line."""
+    for pid in map(int, filter(str.isdigit, os.listdir(proc))):
+        try:
+            with open(f"{proc}/{pid}/cmdline", "rb") as file:
+                words = file.read().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        yield pid, words
+
+
+def _is_among_ours(proc: str, pid: int) -> bool:
+    """Whether a process is in our PID namespace itself, and not in one below it."""
     try:
-        with open(f"{proc}/{pid}/cmdline", "rb") as file:
-            words = file.read().decode(errors="replace").split("\0")
-        if "runner" not in words[1:3]:  # `ollama runner --model ... --port ...`
-            return None
+        return os.readlink(f"{proc}/{pid}/ns/pid") == os.readlink(f"{proc}/self/ns/pid")
+    except OSError:
+        return False
+
+
+def _runner(proc: str, pid: int, words: list[str]) -> Runner | None:
+    if "runner" not in words[1:3]:  # `ollama runner --model ... --port ...`
+        return None
+    try:
         with open(f"{proc}/{pid}/stat", "rb") as file:
             stat = file.read().rpartition(b")")[2].split()
     except OSError:
