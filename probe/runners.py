@@ -27,7 +27,8 @@ class Runner:
         num_batch: its batch size, in tokens.
         num_thread: its threads; None where that is the number the server takes by itself.
         shape: its command line but for the port: the same for every runner started alike.
-        runnable_seconds: for how long its threads so far have run, or waited for a CPU to run on.
+        cpu_seconds: CPU time it has used so far.
+        queued_seconds: for how long the threads that it has now have waited for a CPU so far.
         runnable: whether one of them runs or waits for a CPU now.
         memory_bytes: how much memory it holds.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
@@ -42,7 +43,8 @@ class Runner:
     num_batch: int | None = None
     num_thread: int | None = None
     shape: str = ""
-    runnable_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    queued_seconds: float = 0.0
     runnable: bool = False
     memory_bytes: int = 0
     model_on_cpu_by_choice: bool = False
@@ -51,6 +53,11 @@ class Runner:
     def identity(self) -> str:
         """The same for one process at every look, and never for another one."""
         return f"{self.pid}/{self.started}"
+
+    @property
+    def runnable_seconds(self) -> float:
+        """For how long its threads have run, or waited for a CPU to run on."""
+        return self.cpu_seconds + self.queued_seconds
 
     def ran(self, later: Runner | None, seconds: float) -> float:
         """For how long of the seconds since this look it ran or waited for a CPU.
@@ -64,7 +71,9 @@ class Runner:
         """
         if later is None:
             return 0.0
-        counted = later.runnable_seconds - self.runnable_seconds
+        # A thread that ends takes along what it had waited.
+        queued = max(later.queued_seconds - self.queued_seconds, 0.0)
+        counted = later.cpu_seconds - self.cpu_seconds + queued
         return max(counted, seconds) if self.runnable and later.runnable else counted
 
 
@@ -143,7 +152,6 @@ def _runner(proc: str, pid: int, words: list[str]) -> Runner | None:
         return None
     options = {key.lstrip("-"): value for key, value in pairwise(words)}
     queued_seconds, runnable = _threads(proc, pid)
-    cpu_seconds = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     port, weights = options.pop("port", None), options.get("model", "")
     num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
     return Runner(
@@ -156,7 +164,8 @@ def _runner(proc: str, pid: int, words: list[str]) -> Runner | None:
         num_batch=_number(options.get("batch-size")),
         num_thread=_chosen_threads(proc, _number(options.get("threads"))),
         shape=" ".join(word for word in words[1:] if word != port),
-        runnable_seconds=cpu_seconds + queued_seconds,
+        cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        queued_seconds=queued_seconds,
         runnable=runnable,
         memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",

@@ -29,7 +29,7 @@ RUNNER = Runner(
     num_ctx=1024,
     num_batch=512,
     shape="runner --ctx-size 2048",
-    runnable_seconds=50.0,
+    cpu_seconds=50.0,
 )
 BY_CHOICE = replace(RUNNER, model_on_cpu_by_choice=True)
 READY, LOADING = RunnerHealth("ready"), RunnerHealth("loading", 0.4)

@@ -90,7 +90,7 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         (look(health=LOADING), loading_for(200, still=119), ANY, "loading", True),
         (look(health=LOADING), loading_for(200, still=121), ANY, "stalled", False),
         (
-            look(health=LOADING, runner=replace(RUNNER, runnable_seconds=51)),
+            look(health=LOADING, runner=replace(RUNNER, cpu_seconds=51)),
             *(loading_for(200, still=121), ANY, "loading", True),
         ),
         (
@@ -307,7 +307,7 @@ def had(slow_checks: int, best: float | None = 0.4, rate: float | None = 40.0) -
 def test_slow_is_far_below_what_was_asked_for_or_learned_several_times_and_in_peace(
     answer: Answer, cpu_since: float, memory: Memory, settings: Settings, reason: str
 ) -> None:
-    runner = replace(RUNNER, runnable_seconds=50.0 + cpu_since)
+    runner = replace(RUNNER, cpu_seconds=50.0 + cpu_since)
     verdict, _ = judge(look(answer, runner=runner), memory, settings, NOW)
     assert verdict.reason is Reason(reason), verdict.message
 
@@ -317,7 +317,7 @@ def test_what_is_learned_is_the_best_that_was_seen_in_peace() -> None:
     for seconds, rate, busy in [(0.5, 20.0, 0.0), (0.3, 30.0, 9.0), (0.4, 10.0, 0.0)]:
         now = NOW if memory.checked_at is None else memory.checked_at + 15
         known = memory.models["tiny:latest"]
-        runner = replace(RUNNER, runnable_seconds=(known.runnable_seconds or 0) + busy)
+        runner = replace(RUNNER, cpu_seconds=(known.runnable_seconds or 0) + busy)
         model = replace(IN_VRAM, expires_text=known.left)
         answer = Answer("token", seconds, rate)
         observation = look(answer, model=model, runner=runner, began_at=now)
@@ -404,6 +404,6 @@ def test_what_users_have_set_is_known_after_it_was_given_back() -> None:
 
 
 def test_a_little_cpu_time_between_two_checks_is_peace() -> None:
-    runner = replace(RUNNER, runnable_seconds=50.4)  # in 15 seconds
+    runner = replace(RUNNER, cpu_seconds=50.4)  # in 15 seconds
     _, memory = judge(look(LATE_TOKEN, runner=runner), had(1), CEILING, NOW)
     assert memory.records["tiny:latest"].slow_checks == 2

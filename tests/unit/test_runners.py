@@ -53,7 +53,10 @@ def test_a_runner_that_waits_for_a_cpu_has_something_to_run(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("before", "after", "ran"),
     [
-        (Runner(7, 1, runnable_seconds=2.0), Runner(7, 1, runnable_seconds=2.5), 0.5),
+        (Runner(7, 1, cpu_seconds=2.0), Runner(7, 1, cpu_seconds=2.5), 0.5),
+        (Runner(7, 1, queued_seconds=1.0), Runner(7, 1, queued_seconds=3.0), 2.0),
+        # a thread that ends takes along what it had waited
+        (Runner(7, 1, queued_seconds=9.0), Runner(7, 1, cpu_seconds=0.5), 0.5),
         (Runner(7, 1, runnable=True), Runner(7, 1), 0.0),
         (Runner(7, 1), Runner(7, 1, runnable=True), 0.0),
         # it has waited for a CPU all the while, and the kernel has not counted that yet
