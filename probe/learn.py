@@ -165,13 +165,22 @@ def _model(
     if asked is None or asked.answer.outcome == "error":
         return kept
     left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds
-    theirs = lent != FOREVER and abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS
+    theirs = _is_users(left, lent, asked.ended_at)
     if asked.ask.tokens == 0:
         kept = replace(kept, expires_at=left.expires_at)  # what we gave back
     elif asked.answer.outcome == "token":
         kept = replace(kept, token_seconds=asked.answer.seconds)
     # Where a user's request has ended since ours, the next check is to look again.
     return replace(kept, lent_seconds=lent, left="" if theirs else left.expires_text)
+
+
+def _is_users(left: LoadedModel, lent: float | None, ended_at: float) -> bool:
+    """Whether a model's expiry is not the one that our request, which ended then, gave it."""
+    if lent == FOREVER:
+        return False
+    if lent is None:
+        return left.seconds_left(ended_at) is not None
+    return abs(left.expires_at - ended_at - lent) > SAME_SECONDS
 
 
 def _as_users_left_it(

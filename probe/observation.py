@@ -32,12 +32,13 @@ class Ask:
 
     Attributes:
         tokens: how many to generate; 0 only sets `keep_alive`.
-        keep_alive_seconds: for how long the model is to stay after it; `FOREVER`.
+        keep_alive_seconds: for how long the model is to stay after it; `FOREVER`; None: for as
+            long as after the request before it.
         options: those that the model was loaded with.
     """
 
     tokens: int
-    keep_alive_seconds: float
+    keep_alive_seconds: float | None
     options: dict[str, int] = field(default_factory=dict)
 
 

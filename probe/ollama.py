@@ -145,7 +145,7 @@ class Server:
         model: str,
         *,
         tokens: int,
-        keep_alive_seconds: float,
+        keep_alive_seconds: float | None,
         options: Mapping[str, int],
         timeout: float,
     ) -> Answer:
@@ -155,18 +155,16 @@ class Server:
             model: a model that is loaded. The request ends with `timeout`, and if the server
                 had to load the model for it, that load is thrown away.
             tokens: 0 sets `keep_alive` and generates nothing.
-            keep_alive_seconds: how long the model is to stay after this request; `FOREVER`.
+            keep_alive_seconds: how long the model is to stay after this request; `FOREVER`; None:
+                for as long as after the request before it.
             options: those that the model was loaded with, or else the server loads it anew.
             timeout: in seconds.
         """
-        common = {
-            "model": model,
-            "keep_alive": (
-                -1
-                if keep_alive_seconds == FOREVER
-                else f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
-            ),
-        }
+        common: _Body = {"model": model}
+        if keep_alive_seconds == FOREVER:
+            common["keep_alive"] = -1
+        elif keep_alive_seconds is not None:
+            common["keep_alive"] = f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
         prompt = PROMPT if tokens else ""
         generate = {
             **common,

@@ -23,7 +23,8 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
     A request makes the server load a model anew when its options differ from those that it
     was loaded with, moves the time at which it is unloaded, sets for how long later requests
     keep it, and takes a conversation's place in the prompt cache. So: the same options, a
-    `keep_alive` that ends where it ended, and none while users are about.
+    `keep_alive` that ends where it ended (none for a model that is kept for ever: it stays so,
+    unless a user names a time meanwhile), and no request while users are about.
 
     Args:
         seen: the model.
@@ -46,7 +47,7 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
     if options is None:
         return None
     if forever:
-        return None if quiet else Ask(tokens, FOREVER, options)
+        return None if quiet else Ask(tokens, None, options)
     expires_at = _expires_at(seen, past)
     if memory.checked_at is None:
         return None  # what users have set shows at the next check, and only then can be given back

@@ -209,12 +209,13 @@ class Ollama(Patient):
                 return
 
     @contextmanager
-    def endless_request(self, model: str) -> Iterator[None]:
+    def endless_request(self, model: str, **fields: Any) -> Iterator[None]:
         """A user's request that is being answered, token by token, until this ends."""
         body = {
             "model": model,
             "prompt": "a b c",
             "options": {"num_predict": 1_000_000, "num_ctx": 2048},
+            **fields,
         }
         url, begun, over = f"{self.url}/api/generate", threading.Event(), threading.Event()
 

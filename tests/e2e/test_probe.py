@@ -223,6 +223,16 @@ def test_a_user_who_comes_back_keeps_the_model_as_long_as_without_the_probe(olla
     assert server.seconds_left() == pytest.approx(300 - (time.monotonic() - began), abs=SLACK)
 
 
+def test_a_time_that_a_user_names_for_a_model_kept_for_ever_is_kept_to(ollama: Start) -> None:
+    server = ollama({"OLLAMA_NUM_PARALLEL": "2"})
+    server.wait_health("healthy")
+    server.request(model="tiny", keep_alive=-1, options={"num_ctx": 2048, "num_predict": 1})
+    with server.endless_request("tiny", keep_alive=60):
+        verdicts = server.wait_checks(2)
+        assert any("gave its first token" in verdict.message for verdict in verdicts)
+    server.wait(lambda: server.seconds_left() <= 60, "kept for as long as the user said", 10)
+
+
 LOST = {
     "error 999": "this container has lost its GPU",
     "error 15": "the GPU or the host must be reset",

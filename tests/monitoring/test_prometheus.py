@@ -171,6 +171,7 @@ def test_what_there_is_not_has_no_sample(ollama: Callable[..., Ollama], nvml: Nv
     assert 'ollama_model_memory_bytes{model="tiny:latest"}' in text
     assert "ollama_model_expiry_timestamp_seconds{" not in text
     server.request(model="tiny", keep_alive=60)
+    server.wait(lambda: server.seconds_left() <= 60, "noted")
     text = probe(nvml, "metrics", "--host", server.url).stdout.decode()
     [at] = re.findall(r"^ollama_model_expiry_timestamp_seconds{.*} (\S+)$", text, re.MULTILINE)
     assert 0 < float(at) - time.time() <= 60

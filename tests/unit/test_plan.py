@@ -83,8 +83,8 @@ FOR_EVER = replace(IN_VRAM, expires_at=NOW + 9e9)
         (seen(), past(used_at=NOW - 59), ANY, None),
         (seen(), past(used_at=NOW - 61), ANY, Ask(1, 200, OPTIONS)),
         (seen(), past(used_at=NOW - 9), Settings(quiet=5.0), Ask(1, 200, OPTIONS)),
-        # a model that is never unloaded stays so
-        (seen(FOR_EVER), FIRST, ANY, Ask(1, FOREVER, OPTIONS)),
+        # a model that is never unloaded stays so, unless a user names a time at the same moment
+        (seen(FOR_EVER), FIRST, ANY, Ask(1, None, OPTIONS)),
         (seen(FOR_EVER), past(used_at=NOW - 9), ANY, None),
         # a user's request has proved it since; what we lent is given back, what he named is kept
         (seen(LATER), past(), ANY, None),
@@ -132,6 +132,14 @@ def test_a_user_whose_request_ended_within_ours_is_noticed_at_the_next_look() ->
     memory = replace(past(), checked_at=NOW, models={"tiny:latest": model})
     give_back = plan(seen(later), memory, ANY, NOW + 15, CLOCK)
     assert give_back is None or not give_back.tokens
+
+
+def test_a_time_that_a_user_names_for_a_model_kept_for_ever_is_noticed_at_the_next_look() -> None:
+    later = replace(LATER, expires_at=NOW + 60)
+    asked = Asked(Ask(1, None), TOKEN, NOW, model=later)
+    model = remembered(seen(FOR_EVER), asked, past())
+    memory = replace(past(), checked_at=NOW, models={"tiny:latest": model})
+    assert plan(seen(later), memory, ANY, NOW + 15, CLOCK) is None
 
 
 def test_after_a_clock_was_set_a_model_with_a_new_expiry_is_left_alone_until_it_is_used() -> None:
