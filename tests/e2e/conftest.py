@@ -83,12 +83,18 @@ class Patient:
 
     @property
     def health(self) -> str:
-        return str(self.attributes["State"]["Health"]["Status"])
+        state = self.attributes["State"]
+        return str(state["Health"]["Status"]) if "Health" in state else "not started yet"
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """The last ones, oldest first; none in a container that was made and not yet started."""
+        return self.attributes["State"].get("Health", {}).get("Log") or []
 
     @property
     def lines(self) -> list[str]:
         """What the last checks printed, oldest first."""
-        return [e["Output"].strip() for e in self.attributes["State"]["Health"]["Log"] or ()]
+        return [check["Output"].strip() for check in self.checks]
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -126,12 +132,12 @@ class Patient:
     def wait_checks(self, count: int, seconds: float = 60) -> list[Verdict]:
         """Wait for so many more checks, and return their verdicts."""
         seen: dict[str, str] = {}
-        first = {e["Start"] for e in self.attributes["State"]["Health"]["Log"] or ()}
+        first = {check["Start"] for check in self.checks}
 
         def holds() -> bool:
-            for entry in self.attributes["State"]["Health"]["Log"] or ():
-                if entry["Start"] not in first:
-                    seen[entry["Start"]] = entry["Output"]
+            for check in self.checks:
+                if check["Start"] not in first:
+                    seen[check["Start"]] = check["Output"]
             return len(seen) >= count
 
         self.wait(holds, f"{count} more checks", seconds)

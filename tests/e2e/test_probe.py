@@ -412,7 +412,13 @@ def test_status_shows_what_is_there_and_asks_nothing(ollama: Start, nvml: Nvml) 
     server.wait(lambda: "gave" in server.verdicts[-1].message, "asked")
     code, text = server.probe("status")
     assert code == 0
-    for words in ("healthy ready", "Simulated GPU", "8.8 GiB of 24.0 GiB", "0% of", "checks: "):
+    for words in (
+        "healthy ready",
+        "Simulated GPU",
+        "8.8 GiB of 24.0 GiB",
+        "0% of",
+        "its first token",
+    ):
         assert words in text
     shown = json.loads(server.probe("status", "--format", "json")[1])
     assert [model["name"] for model in shown["models"]] == ["tiny:latest"]

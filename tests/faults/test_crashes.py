@@ -184,10 +184,8 @@ class World:
         return str(self.client.api.inspect_container(self.name)["State"]["Status"])
 
     def is_healthy(self) -> bool:
-        return (
-            str(self.client.api.inspect_container(self.name)["State"]["Health"]["Status"])
-            == "healthy"
-        )
+        state = self.client.api.inspect_container(self.name)["State"]
+        return "Health" in state and state["Health"]["Status"] == "healthy"
 
 
 def live_through(world: World, last: int, how: str = "kill") -> list[str]:
