@@ -223,9 +223,9 @@ def test_the_webhook_and_the_script_of_docker_autoheal_are_told(
     patient: Callable[..., Patient], autoheal: Start, tmp_path: Path, hook: Hook
 ) -> None:
     script = tmp_path / "script"
-    script.write_text(
-        f'#!/bin/sh\necho "$@" > {tmp_path}/.told && mv {tmp_path}/.told {tmp_path}/told\n'
-    )
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    script.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     script.chmod(0o755)
     one = patient()
     healer = autoheal(
@@ -245,7 +245,7 @@ def test_the_webhook_and_the_script_of_docker_autoheal_are_told(
         f"Container {name} ({short}) found to be unhealthy. Successfully restarted the container!"
     )
     assert set(message) == {"content"}
-    assert (tmp_path / "told").read_text() == f"/{name} {short} running 3\n"
+    assert told.read_text() == f"/{name} {short} running 3\n"  # waits until it is written
     assert not [line for line in healer.lines if "secret" in line]
 
 
