@@ -159,8 +159,8 @@ def _model(
     """What the next check needs to know of a model; the arguments are those of `plan`."""
     past = past_of(seen, memory)
     kept = _as_users_left_it(seen, past, memory, settings, now, clock)
-    runner, used = seen.runner, asked.runnable_seconds if asked is not None else None
-    total = None if runner is None else runner.runnable_seconds + (used or 0)
+    runner = (asked.runner if asked is not None else None) or seen.runner
+    total = None if runner is None else runner.runnable_seconds
     kept = replace(kept, left=seen.model.expires_text, runnable_seconds=total)
     if asked is None or asked.answer.outcome == "error":
         return kept

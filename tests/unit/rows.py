@@ -75,7 +75,7 @@ def look(
     **more: object,
 ) -> Observation:
     """One loaded model, and what came of asking it."""
-    one = Asked(ASK, answer, NOW, after, cpu) if answer is not None else None
+    one = Asked(ASK, answer, NOW, after, runnable_seconds=cpu) if answer is not None else None
     asked = {} if one is None else {model.name: one}
     observation = Observation(NOW, CLOCK, seen=(Seen(model, runner, health),), asked=asked)
     return replace(observation, **more)  # type: ignore[arg-type]
