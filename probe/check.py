@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ def look(settings: Settings) -> tuple[Verdict, Observation]:
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     file = MemoryFile(settings.state_dir, settings.host)
-    with alarm((time.monotonic() + end) / 2):
-        file.acquire()
+    with suppress(TimeoutError), alarm((time.monotonic() + end) / 2):
+        file.acquire()  # the alarm may ring when it is held already
     try:
         past = file.load()
         observation = observe(settings, past, end)

@@ -29,7 +29,7 @@ import pytest
 import requests
 from docker.models.containers import Container
 
-from probe.report import Verdict, parse
+from probe.report import Reason, Verdict, parse
 from scripts import small_model
 from tests.nvml import Nvml
 
@@ -65,6 +65,24 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def wait_log(container: Container, words: str, seconds: float = 120) -> None:
+    """Wait until a container's log has these words."""
+    follow = ["docker", "logs", "--follow", str(container.id)]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as follower:
+        assert follower.stdout is not None
+        timer = threading.Timer(seconds, follower.kill)
+        timer.start()
+        try:
+            if any(words in line.decode() for line in follower.stdout):
+                return
+        finally:
+            timer.cancel()
+            follower.kill()
+    container.reload()
+    log, state = container.logs().decode(errors="replace"), container.status
+    pytest.fail(f"it did not say {words!r} within {seconds:g} s and is {state}: {log}")
 
 
 class Patient:
@@ -208,11 +226,14 @@ class Ollama(Patient):
         )
         return done.returncode, done.stdout + done.stderr
 
+    def wait_loaded(self) -> None:
+        """Wait until a check saw its model loaded, if too slow for the check's deadline."""
+        loaded = {Reason.READY, Reason.BUSY}
+        self.wait(lambda: any(v.reason in loaded for v in self.verdicts), "loaded")
+
     def wait_listening(self) -> None:
-        """Wait until it has begun to answer; its log says so."""
-        for line in self.container.logs(stream=True, follow=True):
-            if b"Listening on" in line:
-                return
+        """Wait until it has begun to answer."""
+        wait_log(self.container, "Listening on")
 
     @contextmanager
     def endless_request(self, model: str, **fields: Any) -> Iterator[None]:

@@ -112,7 +112,7 @@ def test_a_model_that_loads_longer_than_a_check_is_never_restarted(
     if not required:
         server.wait_health("healthy")
         server.generate("big")
-    server.wait_health("healthy", "ready")
+    server.wait_loaded()
     assert server.started_at == before
     assert "aborting load" not in server.log
     assert not [line for line in healer.lines if "restarting" in line]

@@ -110,7 +110,7 @@ def test_a_load_longer_than_the_deadline_is_never_aborted(ollama: Start) -> None
 def test_a_required_model_is_loaded_by_checks_shorter_than_its_load(ollama: Start) -> None:
     server = ollama({"PROBE_MODEL": "big", "PROBE_TIMEOUT": "1"}, interval=0.3)
     server.wait(lambda: Reason.LOADING in {v.reason for v in server.verdicts}, "loading")
-    server.wait_health("healthy", "ready")
+    server.wait_loaded()
     assert "aborting load" not in server.log
     assert server.seconds_left() > 1e9  # it is kept
     assert not server.pids("defunct")

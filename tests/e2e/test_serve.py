@@ -11,7 +11,7 @@ import httpx
 import pytest
 from docker.models.containers import Container
 
-from tests.e2e.conftest import OLLAMA, Ollama
+from tests.e2e.conftest import OLLAMA, Ollama, wait_log
 from tests.front import in_front_of
 from tests.nvml import Nvml
 
@@ -33,14 +33,9 @@ class Page:
         reply = httpx.get(self.url + path, timeout=5)
         return reply.status_code, dict(reply.json())
 
-    def wait_line(self, words: str, after: str = "") -> None:
-        """Wait until it has said so, after it has said something else."""
-        seen = not after
-        for line in self.container.logs(stream=True, follow=True):
-            seen = seen or after in line.decode()
-            if seen and words in line.decode():
-                return
-        pytest.fail(f"it ended and did not say {words!r}: {self.container.logs().decode()}")
+    def wait_line(self, words: str) -> None:
+        """Wait until it has said so."""
+        wait_log(self.container, words)
 
     def codes(self) -> tuple[int, int, int]:
         """Status of /health, /livez and /readyz."""
