@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from playwright.sync_api import sync_playwright
 
 from bench.many_containers import all_of, autoheal, cpu_seconds, make, remove
-from scripts import test_tools
+from scripts.browser import chromium
 from tests.e2e.conftest import free_port
 
 WATCH_SECONDS = 20
@@ -47,10 +46,7 @@ def measure(count: int, label: str, directory: str) -> None:
     engine = int(Path("/var/run/docker.pid").read_text())
     mine = [healer.process.pid, engine]
     unseen = share(mine, lambda: time.sleep(WATCH_SECONDS))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=test_tools.browser_path(), args=["--no-sandbox"]
-        )
+    with chromium() as browser:
         page = browser.new_page()
         began = time.monotonic()
         page.goto(f"http://{web}/")
@@ -64,7 +60,6 @@ def measure(count: int, label: str, directory: str) -> None:
         time.sleep(5)
         watched = share(mine, lambda: time.sleep(WATCH_SECONDS))
         size = page.evaluate("JSON.stringify(performance.memory?.usedJSHeapSize ?? 0)")
-        browser.close()
     healer.stop()
     stats = subprocess.Popen(["docker", "stats"], stdout=subprocess.DEVNULL)
     time.sleep(5)

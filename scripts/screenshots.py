@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import docker
-from playwright.sync_api import sync_playwright
 
-from scripts import test_tools
+from scripts.browser import chromium
 from scripts.say import ROOT
 from tests.e2e.conftest import OLLAMA, SECOND, Autoheal, Ollama, free_port, volume_of_models
 from tests.nvml import Nvml
@@ -100,10 +99,7 @@ def answer(nvml: Nvml, moment: int) -> None:
 
 
 def look(web: str, server: Ollama, nvml: Nvml) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=test_tools.browser_path(), args=["--no-sandbox"]
-        )
+    with chromium() as browser:
         watcher = browser.new_page()
         watcher.goto(f"http://{web}/")
         for moment in range(MINUTES * 6):
@@ -127,7 +123,6 @@ def look(web: str, server: Ollama, nvml: Nvml) -> None:
             page.locator("#timeline summary").first.click()
             page.wait_for_timeout(4000)
             page.screenshot(path=ROOT / "docs" / name, full_page=True)
-        browser.close()
 
 
 if __name__ == "__main__":

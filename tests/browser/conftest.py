@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from scripts import test_tools
+from scripts.browser import chromium
 from tests.e2e.conftest import *  # noqa: F403
 from tests.e2e.conftest import Autoheal, free_port
 
@@ -58,13 +58,8 @@ class Site:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """While it is there, this thread has an event loop: no longer than for one file's tests."""
-    path = test_tools.browser_path()
-    if path is None:
-        pytest.fail("no Chromium: `make test` installs one")
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture
