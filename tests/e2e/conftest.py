@@ -67,22 +67,22 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def wait_log(container: Container, words: str, seconds: float = 120) -> None:
-    """Wait until a container's log has these words."""
+def wait_log(container: Container, pattern: str, seconds: float = 120) -> None:
+    """Wait until a line of a container's log matches."""
     follow = ["docker", "logs", "--follow", str(container.id)]
     with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as follower:
         assert follower.stdout is not None
         timer = threading.Timer(seconds, follower.kill)
         timer.start()
         try:
-            if any(words in line.decode() for line in follower.stdout):
+            if any(re.search(pattern, line.decode()) for line in follower.stdout):
                 return
         finally:
             timer.cancel()
             follower.kill()
     container.reload()
     log, state = container.logs().decode(errors="replace"), container.status
-    pytest.fail(f"it did not say {words!r} within {seconds:g} s and is {state}: {log}")
+    pytest.fail(f"it did not say {pattern!r} within {seconds:g} s and is {state}: {log}")
 
 
 class Patient:

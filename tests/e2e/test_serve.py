@@ -33,9 +33,9 @@ class Page:
         reply = httpx.get(self.url + path, timeout=5)
         return reply.status_code, dict(reply.json())
 
-    def wait_line(self, words: str) -> None:
+    def wait_line(self, pattern: str) -> None:
         """Wait until it has said so."""
-        wait_log(self.container, words)
+        wait_log(self.container, pattern)
 
     def codes(self) -> tuple[int, int, int]:
         """Status of /health, /livez and /readyz."""
@@ -75,7 +75,7 @@ def test_a_required_model_is_warming_up_and_then_well(
     page.wait_line("loading")
     assert page.codes() == (206, 200, 503)
     assert page.get("/health")[1]["status"] == "warming_up"
-    page.wait_line("healthy ready")
+    page.wait_line(" healthy (ready|busy)")  # as fast as this machine is
     assert page.codes() == (200, 200, 200)
 
 

@@ -280,6 +280,15 @@ function showModels(status) {
 
 const HEALTH = { healthy: "good", unhealthy: "bad", starting: "warn" };
 
+/** What has the focus, by a name that it has after it was drawn anew, too. */
+function focused() {
+  return document.activeElement?.dataset?.focus;
+}
+
+function focusOn(name) {
+  if (name) document.querySelector(`[data-focus="${CSS.escape(name)}"]`)?.focus();
+}
+
 function showContainers(status) {
   const words = byId("find").value.trim().toLowerCase();
   const all = status.containers.filter((one) => one.watched || !byId("only-watched").checked);
@@ -288,19 +297,19 @@ function showContainers(status) {
   const unlocked = status.writable && sessionStorage.getItem(TOKEN) !== null;
   const heads = [["Container", "title"], ["Health"], ["CPU", "number"], ["Memory", "number"], ["Attempts left"], [""]];
   const old = byId("container-table");
-  const focus = document.activeElement?.dataset?.focus;
+  const focus = focused();
   old.replaceChildren(found.length
     ? table(heads, found.map((one) => containerRow(status, one, unlocked)))
     : make("p", { class: "empty" }, "No container is like that."));
-  if (focus) old.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
+  focusOn(focus);
 }
 
 function containerRow(status, one, unlocked) {
   const health = one.state === "running" ? one.health : one.state;
   const held = one.gpu_processes.map((p) => `GPU ${p.gpu}: ${size(p.memory_bytes)} (${p.pid})`).join(", ");
   const paused = one.paused_until && one.paused_until > status.at;
-  const button = (label, words, action) =>
-    make("button", { type: "button", "aria-label": `${label} ${one.container}`, "data-focus": `${label} ${one.id}`, onclick: action }, words);
+  const button = (place, label, words, action) =>
+    make("button", { type: "button", "aria-label": `${label} ${one.container}`, "data-focus": `${place} ${one.id}`, onclick: action }, words);
   return [
     [make("div", { class: "name" }, one.container), make("div", { class: "id" }, one.id)],
     [
@@ -315,9 +324,9 @@ function containerRow(status, one, unlocked) {
     one.watched ? String(one.attempts_left) : "not watched",
     unlocked && one.watched
       ? [make("div", { class: "buttons" },
-          button("Heal", "Heal…", () => askHeal(one)),
-          paused ? button("Resume", "Resume", () => wish("/api/resume", { name: one.container }))
-            : button("Pause", "Pause…", () => askPause(one.container)))]
+          button("heal", "Heal", "Heal…", () => askHeal(one)),
+          paused ? button("pause", "Resume", "Resume", () => wish("/api/resume", { name: one.container }))
+            : button("pause", "Pause", "Pause…", () => askPause(one.container)))]
       : "",
   ];
 }
@@ -325,11 +334,11 @@ function containerRow(status, one, unlocked) {
 function showIncidents(status) {
   const list = byId("timeline");
   const opened = new Set([...list.querySelectorAll("details[open]")].map((one) => one.dataset.key));
-  const focus = document.activeElement?.dataset?.focus;
+  const focus = focused();
   list.replaceChildren(...(status.incidents.length
     ? status.incidents.map((one) => incident(one, opened))
     : [make("li", {}, "Nothing has happened yet.")]));
-  if (focus) list.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
+  focusOn(focus);
 }
 
 function incident(one, opened) {
@@ -466,6 +475,8 @@ function ask(title, text, fields, goWords, go) {
     }
   };
   byId("dialog-cancel").onclick = () => dialog.close();
+  const opener = focused();
+  dialog.onclose = () => focusOn(opener); // by then drawn anew, which the browser does not know
   dialog.showModal();
 }
 
