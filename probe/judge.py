@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 
 from probe.gpu import GpuFault, GpuReading
-from probe.learn import WORK_SHARE, lags, learn, vram_percent, with_episode
+from probe.learn import WORK_SHARE, lags, learn, serves_users, vram_percent, with_episode
 from probe.memory import Memory, Record
 from probe.observation import Asked, Observation, Seen
 from probe.ollama import Answer, LoadedModel
@@ -63,7 +63,7 @@ def judge(
         _gpu_fault(observation, memory, settings)
         or _api_fault(observation, settings)
         or _loading(observation, memory, settings, now)
-        or _silence(observation, memory, settings, now)
+        or _silence(observation, past, memory, settings, now)
         or _mismatch(observation, past)
         or _residency(observation, memory, settings)
         or _slow(observation, memory, settings)
@@ -184,7 +184,7 @@ def _loading(
 
 
 def _silence(
-    observation: Observation, memory: Memory, settings: Settings, now: float
+    observation: Observation, past: Memory, memory: Memory, settings: Settings, now: float
 ) -> Verdict | None:
     """The server answers and a model does not: busy when work is being done, else stalled."""
     if observation.loaded is not None and observation.loaded.outcome == "error":
@@ -205,7 +205,8 @@ def _silence(
             continue
         busy_for = 0.0 if memory.busy_since is None else now - memory.busy_since
         readings: dict[str, Reading] = {"model": name, "waited_seconds": round(waited, 1)}
-        if not (_works(observation, waited, runnable) or _served(seen, asked)):
+        serves = serves_users(seen, asked, past, now)
+        if not (serves or _works(observation, waited, runnable)):
             return _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
         readings["busy_seconds"] = round(busy_for, 1)
         if busy_for > settings.busy_timeout:
@@ -244,14 +245,6 @@ def _works(observation: Observation, waited: float, runnable_seconds: float | No
             return False
     devices = observation.gpu.devices if observation.gpu else ()
     return any((device.utilization_percent or 0) >= WORK_PERCENT for device in devices)
-
-
-def _served(seen: Seen, asked: Asked | None) -> bool:
-    """Whether a user's request was completed while ours waited."""
-    after = asked.model if asked is not None else None
-    return (
-        after is not None and not seen.unfinished and after.expires_text != seen.model.expires_text
-    )
 
 
 # --- where a model is ---------------------------------------------------------------------

@@ -15,6 +15,9 @@ from probe.settings import Limit, Settings
 WORK_SHARE = 0.05
 """A runner with something to run for more than this of the time that we waited has done work."""
 
+WRITES_PER_SECOND = 0.5
+"""One that sends more often than this sends tokens: other probes ask for its health less often."""
+
 LOAD_STEP = (0.001, 0.02, 1 << 20)
 """The least progress that counts: of the runner's own measure, runnable seconds, memory bytes."""
 
@@ -34,7 +37,7 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     if observation.api_error is not None:
         return replace(memory, checked_at=observation.began_at)
     models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
-    silent = False
+    busy_since = None
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
         calm = _was_calm(seen, memory, now)
@@ -43,19 +46,40 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
         records[name] = record
         if asked is not None and asked.reloaded and seen.runner is not None:
             opaque[seen.runner.shape] = None
-        silent = silent or (seen.health is not None and seen.health.state == "silent")
-        silent = silent or (asked is not None and asked.answer.outcome == "silent")
-    busy_since = now if memory.busy_since is None else memory.busy_since
+        if _is_silent(seen, asked):
+            since = None if serves_users(seen, asked, memory, now) else memory.busy_since
+            busy_since = min(busy_since or now, since or now)
     return replace(
         memory,
         checked_at=observation.began_at,
         clock=observation.clock,
         load=_load(observation, memory, now),
-        busy_since=busy_since if silent else None,
+        busy_since=busy_since,
         models=models,
         records=dict(list(records.items())[-RECORDS:]),
         opaque=tuple(opaque),
     )
+
+
+def _is_silent(seen: Seen, asked: Asked | None) -> bool:
+    health = seen.health is not None and seen.health.state == "silent"
+    return health or (asked is not None and asked.answer.outcome == "silent")
+
+
+def serves_users(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> bool:
+    """Whether a user's request was completed while ours waited, or users get token by token."""
+    if asked is None:
+        return False
+    after, past = asked.model, past_of(seen, memory)
+    moved = after is not None and after.expires_text != seen.model.expires_text
+    # The end of ours, which the server notes when we go away, moves it, too.
+    if after is not None and moved and not seen.unfinished and _is_users(after, asked):
+        return True
+    if past is None or memory.checked_at is None or past.writes is None:
+        return False
+    if asked.runner is None or asked.runner.writes is None:
+        return False
+    return asked.runner.writes - past.writes > WRITES_PER_SECOND * (now - memory.checked_at)
 
 
 def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:
@@ -159,13 +183,14 @@ def _model(
     """What the next check needs to know of a model; the arguments are those of `plan`."""
     past = past_of(seen, memory)
     kept = _as_users_left_it(seen, past, memory, settings, now, clock)
+    kept = replace(kept, left=seen.model.expires_text, runnable_seconds=None, writes=None)
     runner = (asked.runner if asked is not None else None) or seen.runner
-    total = None if runner is None else runner.runnable_seconds
-    kept = replace(kept, left=seen.model.expires_text, runnable_seconds=total)
+    if runner is not None:
+        kept = replace(kept, runnable_seconds=runner.runnable_seconds, writes=runner.writes)
     if asked is None or asked.answer.outcome == "error":
         return kept
     left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds
-    theirs = _is_users(left, lent, asked.ended_at)
+    theirs = _is_users(left, asked)
     if asked.ask.tokens == 0:
         kept = replace(kept, expires_at=left.expires_at)  # what we gave back
     elif asked.answer.outcome == "token":
@@ -174,13 +199,14 @@ def _model(
     return replace(kept, lent_seconds=lent, left="" if theirs else left.expires_text)
 
 
-def _is_users(left: LoadedModel, lent: float | None, ended_at: float) -> bool:
-    """Whether a model's expiry is not the one that our request, which ended then, gave it."""
+def _is_users(left: LoadedModel, asked: Asked) -> bool:
+    """Whether a model's expiry is not the one that our request gave it."""
+    lent = asked.ask.keep_alive_seconds
     if lent == FOREVER:
         return False
     if lent is None:
-        return left.seconds_left(ended_at) is not None
-    return abs(left.expires_at - ended_at - lent) > SAME_SECONDS
+        return left.seconds_left(asked.ended_at) is not None
+    return abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS
 
 
 def _as_users_left_it(

@@ -31,6 +31,7 @@ class ModelMemory:
         token_seconds: how long our last token took.
         used_at: when a user's request was last seen to have completed; None when none was.
         runnable_seconds: its runner's, at the end of the last check; None where it cannot be seen.
+        writes: the same.
     """
 
     runner: str = ""
@@ -41,6 +42,7 @@ class ModelMemory:
     token_seconds: float = 0.0
     used_at: float | None = None
     runnable_seconds: float | None = None
+    writes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ def _model(fields: dict[str, Any]) -> ModelMemory:
         token_seconds=float(fields["token_seconds"]),
         used_at=_number(fields.get("used_at")),
         runnable_seconds=_number(fields.get("runnable_seconds")),
+        writes=_number(fields.get("writes")),
     )
 
 

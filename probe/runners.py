@@ -30,6 +30,8 @@ class Runner:
         cpu_seconds: CPU time it has used so far.
         queued_seconds: for how long the threads that it has now have waited for a CPU so far.
         runnable: whether one of them runs or waits for a CPU now.
+        writes: how often it has sent something: a token, or word of its health; None where the
+            kernel does not tell.
         memory_bytes: how much memory it holds.
         model_on_cpu_by_choice: it was told to put no layer on a GPU.
     """
@@ -46,6 +48,7 @@ class Runner:
     cpu_seconds: float = 0.0
     queued_seconds: float = 0.0
     runnable: bool = False
+    writes: int | None = None
     memory_bytes: int = 0
     model_on_cpu_by_choice: bool = False
 
@@ -167,6 +170,7 @@ def _runner(proc: str, pid: int, words: list[str]) -> Runner | None:
         cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
         queued_seconds=queued_seconds,
         runnable=runnable,
+        writes=_writes(proc, pid),
         memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
         model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
     )
@@ -184,6 +188,12 @@ def _threads(proc: str, pid: int) -> tuple[float, bool]:
                 with open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
                     nanoseconds += int(file.read().split()[1])
     return nanoseconds / 1e9, runnable
+
+
+def _writes(proc: str, pid: int) -> int | None:
+    with suppress(OSError, ValueError, StopIteration), open(f"{proc}/{pid}/io", "rb") as file:
+        return int(next(line for line in file if line.startswith(b"syscw:"))[6:])
+    return None
 
 
 def _size(file: str) -> int | None:

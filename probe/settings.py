@@ -255,7 +255,8 @@ KNOBS: tuple[Knob, ...] = (
         "600",
         _busy,
         _busy_allowed,
-        "How long a server may be too busy to answer the check before that counts as stalled.",
+        "How long a server may be too busy to answer the check, with no token for its users "
+        "either, before that counts as stalled.",
     ),
     Knob(
         "min_vram",

@@ -81,6 +81,16 @@ def test_a_long_request_on_a_full_server_is_busy_not_stalled(ollama: Start) -> N
     server.wait(lambda: server.verdicts[-1].reason is Reason.READY, "ready")
 
 
+def test_a_server_is_busy_for_as_long_as_its_users_get_tokens(ollama: Start) -> None:
+    env = {"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4", "PROBE_BUSY_TIMEOUT": "10"}
+    server = ollama(env, interval=0.5)
+    server.wait_health("healthy")
+    with server.endless_request("tiny"):
+        verdicts = server.wait_checks(5)  # of 4 seconds each
+    assert [v for v in verdicts if not v.healthy] == []
+    assert verdicts[-1].reason is Reason.BUSY
+
+
 def test_a_runner_that_others_leave_no_cpu_is_busy_not_stalled(ollama: Start) -> None:
     server = ollama({"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4"}, interval=0.5)
     server.wait_health("healthy")

@@ -30,6 +30,7 @@ RUNNER = Runner(
     num_batch=512,
     shape="runner --ctx-size 2048",
     cpu_seconds=50.0,
+    writes=700,
 )
 BY_CHOICE = replace(RUNNER, model_on_cpu_by_choice=True)
 READY, LOADING = RunnerHealth("ready"), RunnerHealth("loading", 0.4)
@@ -39,7 +40,7 @@ ASK = Ask(tokens=1, keep_alive_seconds=200)
 TOKEN, NOTHING = Answer("token", 0.2), Answer("silent", 9.7)
 
 KNOWN = ModelMemory(
-    RUNNER.identity, NOW + 200, "then", session_seconds=300.0, runnable_seconds=50.0
+    RUNNER.identity, NOW + 200, "then", session_seconds=300.0, runnable_seconds=50.0, writes=700
 )
 FIRST = Memory()
 PROVEN = Memory(checked_at=NOW - 15, clock=CLOCK, proven=True, models={"tiny:latest": KNOWN})
@@ -72,10 +73,15 @@ def look(
     cpu: float | None = 0.0,
     runner: Runner | None = RUNNER,
     after: LoadedModel | None = None,
+    sent: int = 0,
     **more: object,
 ) -> Observation:
-    """One loaded model, and what came of asking it."""
-    one = Asked(ASK, answer, NOW, after, runnable_seconds=cpu) if answer is not None else None
+    """One loaded model, and what came of asking it.
+
+    Its runner has sent something so often since the last check.
+    """
+    later = replace(RUNNER, writes=RUNNER.writes + sent) if RUNNER.writes is not None else None
+    one = Asked(ASK, answer, NOW, after, later, cpu) if answer is not None else None
     asked = {} if one is None else {model.name: one}
     observation = Observation(NOW, CLOCK, seen=(Seen(model, runner, health),), asked=asked)
     return replace(observation, **more)  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ OTHERS = GpuReading((device(used=20),))
 EMPTY = GpuReading((device(used=0),))
 OWN = LoadedModel("second:latest", 19 * GIB, 19 * GIB)
 LATER = replace(IN_VRAM, expires_text="later")
+THEIRS = replace(LATER, expires_at=NOW + 290)
 
 
 def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
@@ -108,7 +109,8 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         # silence: busy where work is being done, and not for ever
         (look(NOTHING), PROVEN, ANY, "stalled", False),
         (look(NOTHING, cpu=5.0), PROVEN, ANY, "busy", True),
-        (look(NOTHING, after=LATER), PROVEN, ANY, "busy", True),  # a user was served meanwhile
+        (look(NOTHING, after=THEIRS), PROVEN, ANY, "busy", True),  # a user was served meanwhile
+        (look(NOTHING, after=LATER), PROVEN, ANY, "stalled", False),  # it noted that we went away
         (look(NOTHING, cpu=None, gpu=BUSY_GPU), HAD_GPU, ANY, "busy", True),
         (look(NOTHING, cpu=0.2, gpu=BUSY_GPU), HAD_GPU, ANY, "busy", True),
         (look(NOTHING, cpu=0.2, gpu=GPU), HAD_GPU, ANY, "stalled", False),
@@ -116,6 +118,14 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         (look(NOTHING, cpu=0.0, gpu=BUSY_GPU), HAD_GPU, ANY, "stalled", False),
         (look(NOTHING, cpu=5.0), replace(PROVEN, busy_since=NOW - 599), ANY, "busy", True),
         (look(NOTHING, cpu=5.0), replace(PROVEN, busy_since=NOW - 601), ANY, "stalled", False),
+        # a user was served meanwhile, or gets token by token
+        (
+            look(NOTHING, after=THEIRS),
+            *(replace(PROVEN, busy_since=NOW - 601), ANY, "busy", True),
+        ),
+        (look(NOTHING, sent=8), replace(PROVEN, busy_since=NOW - 601), ANY, "busy", True),
+        # a few words may be answers to other probes
+        (look(NOTHING, sent=7), replace(PROVEN, busy_since=NOW - 601), ANY, "stalled", False),
         (look(health=SILENT, waited=5.0), PROVEN, ANY, "stalled", False),
         (look(health=SILENT, waited=5.0, silent_runnable_seconds=4.0), PROVEN, ANY, "busy", True),
         (look(FULL), PROVEN, ANY, "busy", True),
@@ -364,7 +374,9 @@ def test_a_model_once_in_vram_is_remembered_over_its_unloading() -> None:
 def test_a_time_of_being_busy_ends_with_the_first_answer() -> None:
     _, memory = judge(look(NOTHING, cpu=5.0), PROVEN, ANY, NOW)
     assert memory.busy_since == NOW
-    _, memory = judge(look(TOKEN), memory, ANY, NOW + 15)
+    _, memory = judge(look(NOTHING, sent=99), memory, ANY, NOW + 15)
+    assert memory.busy_since == NOW + 15
+    _, memory = judge(look(TOKEN), memory, ANY, NOW + 30)
     assert memory.busy_since is None
 
 

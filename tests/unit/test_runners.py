@@ -50,6 +50,13 @@ def test_a_runner_that_waits_for_a_cpu_has_something_to_run(tmp_path: Path) -> N
     assert find(str(tmp_path))[0].runnable
 
 
+def test_how_often_a_runner_sent_something_is_known_where_the_kernel_tells(tmp_path: Path) -> None:
+    process(tmp_path, "/bin/ollama runner --model m --port 1")
+    assert find(str(tmp_path))[0].writes is None
+    (tmp_path / "7/io").write_text("rchar: 1\nwchar: 8000\nsyscr: 3\nsyscw: 42\nread_bytes: 5\n")
+    assert find(str(tmp_path))[0].writes == 42
+
+
 @pytest.mark.parametrize(
     ("before", "after", "ran"),
     [
