@@ -196,7 +196,8 @@ def _silence(
             if verdict is not None:
                 return verdict
         if asked is not None and asked.answer.outcome == "silent":
-            waited, runnable = asked.answer.seconds, asked.runnable_seconds
+            waited = asked.answer.seconds
+            runnable = None if seen.runner is None else seen.runner.ran(asked.runner, waited)
             what = f"{name} gave no token within {waited:.1f} s, while /api/ps answers"
         elif seen.health is not None and seen.health.state == "silent":
             waited, runnable = observation.waited, observation.silent_runnable_seconds

@@ -37,7 +37,7 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     if observation.api_error is not None:
         return replace(memory, checked_at=observation.began_at)
     models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
-    busy_since = None
+    silent_since: list[float] = []
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
         calm = _was_calm(seen, memory, now)
@@ -47,14 +47,16 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
         if asked is not None and asked.reloaded and seen.runner is not None:
             opaque[seen.runner.shape] = None
         if _is_silent(seen, asked):
-            since = None if serves_users(seen, asked, memory, now) else memory.busy_since
-            busy_since = min(busy_since or now, since or now)
+            since = memory.busy_since
+            if since is None or serves_users(seen, asked, memory, now):
+                since = now
+            silent_since.append(since)
     return replace(
         memory,
         checked_at=observation.began_at,
         clock=observation.clock,
         load=_load(observation, memory, now),
-        busy_since=busy_since,
+        busy_since=min(silent_since, default=None),
         models=models,
         records=dict(list(records.items())[-RECORDS:]),
         opaque=tuple(opaque),

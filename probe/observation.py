@@ -52,8 +52,6 @@ class Asked:
         ended_at: when that was, in seconds of the monotonic clock.
         model: its row in `/api/ps` after it; None when it is gone.
         runner: its process after it; None where it cannot be seen, or is gone.
-        runnable_seconds: for how long that one's threads ran or waited for a CPU while we waited;
-            None where it cannot be seen.
         reloaded: another process serves the model than before: our request made it load anew.
     """
 
@@ -62,7 +60,6 @@ class Asked:
     ended_at: float = 0.0
     model: LoadedModel | None = None
     runner: Runner | None = None
-    runnable_seconds: float | None = None
     reloaded: bool = False
 
 

@@ -199,7 +199,6 @@ def _look_back(
             one,
             model=present.get(name),
             runner=later,
-            runnable_seconds=None if runner is None else runner.ran(later, one.answer.seconds),
             reloaded=runner is not None and later is None and name in present,
         )
     return result

@@ -78,10 +78,14 @@ def look(
 ) -> Observation:
     """One loaded model, and what came of asking it.
 
-    Its runner has sent something so often since the last check.
+    Meanwhile its runner has used so much CPU time (None: it cannot be seen), and sent so often.
     """
-    later = replace(RUNNER, writes=RUNNER.writes + sent) if RUNNER.writes is not None else None
-    one = Asked(ASK, answer, NOW, after, later, cpu) if answer is not None else None
+    if cpu is None or runner is None:
+        runner = later = None
+    else:
+        cpu, sent = runner.cpu_seconds + cpu, (runner.writes or 0) + sent
+        later = replace(runner, cpu_seconds=cpu, writes=sent)
+    one = Asked(ASK, answer, NOW, after, later) if answer is not None else None
     asked = {} if one is None else {model.name: one}
     observation = Observation(NOW, CLOCK, seen=(Seen(model, runner, health),), asked=asked)
     return replace(observation, **more)  # type: ignore[arg-type]

@@ -381,7 +381,7 @@ def test_a_time_of_being_busy_ends_with_the_first_answer() -> None:
 
 
 def test_a_request_of_ours_that_made_a_model_load_anew_is_not_made_again() -> None:
-    asked = Asked(ASK, TOKEN, NOW, model=IN_VRAM, runnable_seconds=0.0, reloaded=True)
+    asked = Asked(ASK, TOKEN, NOW, model=IN_VRAM, reloaded=True)
     observation = Observation(clock=CLOCK, seen=(seen(),), asked={"tiny:latest": asked})
     _, memory = judge(observation, PROVEN, ANY, NOW)
     assert plan(seen(), memory, ANY, NOW + 15, CLOCK) is None

@@ -152,7 +152,7 @@ def test_after_a_clock_was_set_a_model_with_a_new_expiry_is_left_alone_until_it_
 
 def test_the_cpu_time_that_our_own_request_took_is_not_taken_for_a_users() -> None:
     after = replace(RUNNER, cpu_seconds=53.0)
-    asked = Asked(Ask(1, 200), TOKEN, NOW, model=IN_VRAM, runner=after, runnable_seconds=9.0)
+    asked = Asked(Ask(1, 200), TOKEN, NOW, model=IN_VRAM, runner=after)
     assert remembered(seen(), asked, past()).runnable_seconds == 53.0
 
 
