@@ -72,24 +72,22 @@ class Leases:
             EngineError: when the engine does not say.
         """
         now = time.time()
-        number = 1
-        old: list[str] = []
-        if subject in self._held or not self._create(subject, number, now):
-            number = 0
-            for name, labels in self._engine.claims(f"{_SUBJECT}={subject}").items():
-                generation = int(name.rpartition("-")[2])
-                old.append(name)
-                if generation > number:
-                    number, newest = generation, labels
-            if number and not self._may_take(newest, now):
-                return float(newest[_UNTIL])
-            number += 1
-            if not self._create(subject, number, now):
+        # A lease that was renewed bears a higher number, so the first may be free and says nothing.
+        first = subject not in self._held and self._create(subject, 1, now)
+        claims = self._engine.claims(f"{_SUBJECT}={subject}")
+        numbers = {int(name.rpartition("-")[2]): labels for name, labels in claims.items()}
+        number = max(numbers, default=0)
+        if not (first and number == 1):
+            if number and not self._may_take(numbers[number], now):
+                if first:
+                    self._engine.unclaim(_name(subject, 1))
+                return float(numbers[number][_UNTIL])
+            if not self._create(subject, number + 1, now):
                 return now + 1  # somebody was faster
+            with suppress(EngineError):
+                for name in claims:
+                    self._engine.unclaim(name)
         self._held.add(subject)
-        with suppress(EngineError):
-            for name in old:
-                self._engine.unclaim(name)
         return None
 
     def give_back(self, subject: str) -> None:

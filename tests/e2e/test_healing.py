@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ import docker
 import pytest
 from docker.models.containers import Container
 
+from autoheal.engine import Engine
+from autoheal.lease import Holder, Leases
+from autoheal.settings import Settings
+from probe.processes import started
 from tests.e2e.conftest import (
     AUTOHEAL,
     MILLISECOND,
@@ -209,6 +214,21 @@ def test_two_supervisors_on_one_engine_heal_each_incident_once(
         decode=True, since=0, until=int(time.time()), filters={"container": one.container.id}
     )
     assert [event["Action"] for event in events].count("restart") == 3
+
+
+def test_a_lease_that_was_renewed_is_still_nobody_elses(label: str) -> None:
+    mine, other = Holder.this_process(None), os.getppid()
+    theirs = replace(mine, pid=other, started=started(other) or "")
+    engine = Engine(Settings(), os.environ)
+    one, another = Leases(engine, mine), Leases(engine, theirs)
+    for _ in range(3):
+        assert one.take(label) is None
+        assert another.take(label) is not None
+    one.give_back(label)
+    assert another.take(label) is None
+    assert one.take(label) is not None
+    another.give_back(label)
+    assert engine.claims(f"autoheal.lease={label}") == {}
 
 
 def test_the_lease_of_a_supervisor_that_was_killed_is_taken_over_at_once(
