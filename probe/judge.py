@@ -7,6 +7,7 @@ know; `docs/reasons.md` explains each reason to the people who meet it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from probe.gpu import GpuFault, GpuReading
@@ -59,13 +60,16 @@ def judge(
         now: seconds of the monotonic clock.
     """
     past, memory = memory, learn(observation, memory, settings, now)
+    silences = list(_silences(observation, past, memory, settings, now))
     verdict = (
         _gpu_fault(observation, memory, settings)
         or _api_fault(observation, settings)
         or _loading(observation, memory, settings, now)
-        or _silence(observation, past, memory, settings, now)
+        or next((silence for silence in silences if not silence.healthy), None)
         or _mismatch(observation, past)
         or _residency(observation, memory, settings)
+        # Busy comes after where a model is: one that fell back on the CPU is busy all the time.
+        or next(iter(silences), None)
         or _slow(observation, memory, settings)
         or _well(observation, memory, now)
     )
@@ -183,58 +187,67 @@ def _loading(
     )
 
 
-def _silence(
+def _silences(
     observation: Observation, past: Memory, memory: Memory, settings: Settings, now: float
-) -> Verdict | None:
-    """The server answers and a model does not: busy when work is being done, else stalled."""
+) -> Iterator[Verdict]:
+    """The server answers and models do not: busy where work is being done, else stalled."""
+    if observation.api_error is not None:
+        return
     if observation.loaded is not None and observation.loaded.outcome == "error":
-        return _refusal(settings.model or "", observation.loaded, observation, settings)
+        yield from _refusal(settings.model or "", observation.loaded, observation, settings)
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
-        if asked is not None and asked.answer.outcome == "error":
-            verdict = _refusal(name, asked.answer, observation, settings)
-            if verdict is not None:
-                return verdict
-        if asked is not None and asked.answer.outcome == "silent":
+        readings: dict[str, Reading] = {"model": name}
+        still = ", but work is being done"
+        if asked is not None and asked.answer.queue_full:
+            what, still, works = f"{name}: the queue is full: {asked.answer.message}", "", True
+            readings["http_status"] = asked.answer.status
+        elif asked is not None and asked.answer.outcome == "error":
+            yield from _refusal(name, asked.answer, observation, settings)
+            continue
+        elif asked is not None and asked.answer.outcome == "silent":
             waited = asked.answer.seconds
-            runnable = None if seen.runner is None else seen.runner.ran(asked.runner, waited)
             what = f"{name} gave no token within {waited:.1f} s, while /api/ps answers"
+            runnable = None if seen.runner is None else seen.runner.ran(asked.runner, waited)
+            works = _works(observation, waited, runnable) or serves_users(seen, asked, past, now)
+            readings["waited_seconds"] = round(waited, 1)
         elif seen.health is not None and seen.health.state == "silent":
-            waited, runnable = observation.waited, observation.silent_runnable_seconds
+            waited = observation.waited
             what = f"the runner of {name} has not answered for {waited:.1f} s, while /api/ps does"
+            works = _works(observation, waited, observation.silent_runnable_seconds)
+            readings["waited_seconds"] = round(waited, 1)
         else:
             continue
-        busy_for = 0.0 if memory.busy_since is None else now - memory.busy_since
-        readings: dict[str, Reading] = {"model": name, "waited_seconds": round(waited, 1)}
-        serves = serves_users(seen, asked, past, now)
-        if not (serves or _works(observation, waited, runnable)):
-            return _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
+        if not works:
+            yield _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
+            continue
+        since, longest = memory.models[name].busy_since, settings.busy_timeout
+        busy_for = 0.0 if since is None else now - since
         readings["busy_seconds"] = round(busy_for, 1)
-        if busy_for > settings.busy_timeout:
-            more = f"for more than PROBE_BUSY_TIMEOUT={settings.busy_timeout:g} s"
-            return _fault(Reason.STALLED, f"{what}, {more}", **readings)
-        return Verdict(True, Reason.BUSY, f"{what}, but work is being done", readings)
-    return None
+        if busy_for > longest:
+            more = f"for more than {longest:g} s (PROBE_BUSY_TIMEOUT)"
+            yield _fault(Reason.STALLED, f"{what}, {more}", **readings)
+        else:
+            yield Verdict(True, Reason.BUSY, what + still, readings)
 
 
 def _refusal(
     name: str, answer: Answer, observation: Observation, settings: Settings
-) -> Verdict | None:
+) -> Iterator[Verdict]:
     readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
     words = f"{name} cannot be used: {answer.message}"
     if answer.status == 404 and settings.model is not None:
-        return _fault(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
-    if answer.status == 503:
-        return Verdict(True, Reason.BUSY, f"{name}: the queue is full: {answer.message}", readings)
-    if answer.status is not None and 400 <= answer.status < 500:
-        return None  # it does not do what we asked, which is no fault
-    if _NO_MEMORY.search(answer.message):
-        return _fault(
-            Reason.MISCONFIGURED, f"{words}: it is too large for this machine", **readings
-        )
-    if _NO_VRAM.search(answer.message) and _others_bytes(observation):
-        return _fault(Reason.VRAM_TAKEN, f"{words}, and others hold the VRAM", **readings)
-    return _fault(Reason.STALLED, words, **readings)
+        yield _fault(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
+    elif answer.status == 503:
+        yield Verdict(True, Reason.BUSY, f"{name}: the queue is full: {answer.message}", readings)
+    elif answer.status is not None and 400 <= answer.status < 500:
+        return  # it does not do what we asked, which is no fault
+    elif _NO_MEMORY.search(answer.message):
+        yield _fault(Reason.MISCONFIGURED, f"{words}: it is too large for this machine", **readings)
+    elif _NO_VRAM.search(answer.message) and _others_bytes(observation):
+        yield _fault(Reason.VRAM_TAKEN, f"{words}, and others hold the VRAM", **readings)
+    else:
+        yield _fault(Reason.STALLED, words, **readings)
 
 
 def _works(observation: Observation, waited: float, runnable_seconds: float | None) -> bool:

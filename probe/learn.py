@@ -37,7 +37,6 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     if observation.api_error is not None:
         return replace(memory, checked_at=observation.began_at)
     models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
-    silent_since: list[float] = []
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
         calm = _was_calm(seen, memory, now)
@@ -46,26 +45,26 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
         records[name] = record
         if asked is not None and asked.reloaded and seen.runner is not None:
             opaque[seen.runner.shape] = None
-        if _is_silent(seen, asked):
-            since = memory.busy_since
-            if since is None or serves_users(seen, asked, memory, now):
-                since = now
-            silent_since.append(since)
     return replace(
         memory,
         checked_at=observation.began_at,
         clock=observation.clock,
         load=_load(observation, memory, now),
-        busy_since=min(silent_since, default=None),
         models=models,
         records=dict(list(records.items())[-RECORDS:]),
         opaque=tuple(opaque),
     )
 
 
-def _is_silent(seen: Seen, asked: Asked | None) -> bool:
-    health = seen.health is not None and seen.health.state == "silent"
-    return health or (asked is not None and asked.answer.outcome == "silent")
+def _busy_since(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> float | None:
+    answer = None if asked is None else asked.answer
+    silent = seen.health is not None and seen.health.state == "silent"
+    if not (silent or (answer is not None and (answer.outcome == "silent" or answer.queue_full))):
+        return None
+    past = past_of(seen, memory)
+    if past is None or past.busy_since is None or serves_users(seen, asked, memory, now):
+        return now
+    return past.busy_since
 
 
 def serves_users(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> bool:
@@ -186,6 +185,7 @@ def _model(
     past = past_of(seen, memory)
     kept = _as_users_left_it(seen, past, memory, settings, now, clock)
     kept = replace(kept, left=seen.model.expires_text, runnable_seconds=None, writes=None)
+    kept = replace(kept, busy_since=_busy_since(seen, asked, memory, now))
     runner = (asked.runner if asked is not None else None) or seen.runner
     if runner is not None:
         kept = replace(kept, runnable_seconds=runner.runnable_seconds, writes=runner.writes)

@@ -32,6 +32,8 @@ class ModelMemory:
         used_at: when a user's request was last seen to have completed; None when none was.
         runnable_seconds: its runner's, at the end of the last check; None where it cannot be seen.
         writes: the same.
+        busy_since: when it first was too busy to answer; None when it last answered, or was not
+            asked.
     """
 
     runner: str = ""
@@ -43,6 +45,7 @@ class ModelMemory:
     used_at: float | None = None
     runnable_seconds: float | None = None
     writes: float | None = None
+    busy_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,6 @@ class Memory:
         proven: some check since the container's start found it ready, idle or busy.
         gpus: UUIDs of the devices that were seen.
         load: the load that is under way; None when none is.
-        busy_since: when the server first was too busy to answer; None when it last answered.
         models: those that were loaded, by name.
         records: by model's name.
         opaque: shapes of runners whose options cannot be repeated from outside.
@@ -122,7 +124,6 @@ class Memory:
     proven: bool = False
     gpus: tuple[str, ...] = ()
     load: Load | None = None
-    busy_since: float | None = None
     models: dict[str, ModelMemory] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     opaque: tuple[str, ...] = ()
@@ -235,7 +236,6 @@ def _memory(fields: dict[str, Any]) -> Memory:
         proven=bool(fields.get("proven", known.proven)),
         gpus=tuple(map(str, fields.get("gpus", ()))),
         load=_load(fields.get("load")),
-        busy_since=_number(fields.get("busy_since")),
         models={str(name): _model(m) for name, m in fields.get("models", {}).items()},
         records={str(name): _record(r) for name, r in fields.get("records", {}).items()},
         opaque=tuple(map(str, fields.get("opaque", ()))),
@@ -254,6 +254,7 @@ def _model(fields: dict[str, Any]) -> ModelMemory:
         used_at=_number(fields.get("used_at")),
         runnable_seconds=_number(fields.get("runnable_seconds")),
         writes=_number(fields.get("writes")),
+        busy_since=_number(fields.get("busy_since")),
     )
 
 

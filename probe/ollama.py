@@ -89,6 +89,11 @@ class Answer:
     message: str = ""
     embedding: bool = False
 
+    @property
+    def queue_full(self) -> bool:
+        """Whether the server refused because too many requests wait."""
+        return self.outcome == "error" and self.status == 503
+
 
 @dataclass(frozen=True)
 class RunnerHealth:

@@ -307,6 +307,17 @@ def test_a_required_model_on_the_cpu_beside_a_gpu_is_cpu_fallback(
     server.wait_health("unhealthy", "cpu_fallback", seconds=90)
 
 
+def test_a_model_that_fell_back_on_the_cpu_is_so_however_busy_it_is(
+    ollama: Start, nvml: Nvml
+) -> None:
+    env = {"OLLAMA_NUM_PARALLEL": "1", "PROBE_MODEL": "tiny"}
+    server = ollama(env, volumes=nvml.volume, interval=0.5)
+    server.wait_listening()
+    with server.endless_request("tiny"):
+        verdicts = server.wait_checks(4)
+    assert verdicts[-1].reason is Reason.CPU_FALLBACK
+
+
 def test_a_required_model_that_others_keep_out_of_vram_is_vram_taken(
     ollama: Start, nvml: Nvml
 ) -> None:

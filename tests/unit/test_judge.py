@@ -27,6 +27,7 @@ from tests.unit.rows import (
     HAD_GPU,
     HALF,
     IN_VRAM,
+    KNOWN,
     LOADING,
     NOTHING,
     NOW,
@@ -64,6 +65,10 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
     mark = (0.4, 50.0, 0.0)
     load = Load(NOW - seconds, NOW - still, mark)
     return replace(PROVEN, load=load, **more)  # type: ignore[arg-type]
+
+
+def busy_for(seconds: float) -> Memory:
+    return replace(PROVEN, models={"tiny:latest": replace(KNOWN, busy_since=NOW - seconds)})
 
 
 @pytest.mark.parametrize(
@@ -116,19 +121,30 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         (look(NOTHING, cpu=0.2, gpu=GPU), HAD_GPU, ANY, "stalled", False),
         # a runner that does nothing at all is not the one that works on the GPU
         (look(NOTHING, cpu=0.0, gpu=BUSY_GPU), HAD_GPU, ANY, "stalled", False),
-        (look(NOTHING, cpu=5.0), replace(PROVEN, busy_since=NOW - 599), ANY, "busy", True),
-        (look(NOTHING, cpu=5.0), replace(PROVEN, busy_since=NOW - 601), ANY, "stalled", False),
+        (look(NOTHING, cpu=5.0), busy_for(599), ANY, "busy", True),
+        (look(NOTHING, cpu=5.0), busy_for(601), ANY, "stalled", False),
+        # one model is busy, and another hangs
+        (
+            replace(
+                look(NOTHING, cpu=5.0),
+                seen=(seen(), seen(OWN, health=SILENT)),
+                waited=5.0,
+            ),
+            *(PROVEN, ANY, "stalled", False),
+        ),
         # a user was served meanwhile, or gets token by token
         (
             look(NOTHING, after=THEIRS),
-            *(replace(PROVEN, busy_since=NOW - 601), ANY, "busy", True),
+            *(busy_for(601), ANY, "busy", True),
         ),
-        (look(NOTHING, sent=8), replace(PROVEN, busy_since=NOW - 601), ANY, "busy", True),
+        (look(NOTHING, sent=8), busy_for(601), ANY, "busy", True),
         # a few words may be answers to other probes
-        (look(NOTHING, sent=7), replace(PROVEN, busy_since=NOW - 601), ANY, "stalled", False),
+        (look(NOTHING, sent=7), busy_for(601), ANY, "stalled", False),
         (look(health=SILENT, waited=5.0), PROVEN, ANY, "stalled", False),
         (look(health=SILENT, waited=5.0, silent_runnable_seconds=4.0), PROVEN, ANY, "busy", True),
         (look(FULL), PROVEN, ANY, "busy", True),
+        (look(FULL), busy_for(601), ANY, "stalled", False),
+        (look(FULL, sent=8), busy_for(601), ANY, "busy", True),
         (look(LOST), PROVEN, ANY, "stalled", False),
         (look(NONSENSE), PROVEN, ANY, "stalled", False),
         (look(BROKEN_OFF), PROVEN, ANY, "stalled", False),
@@ -149,6 +165,7 @@ def loading_for(seconds: float, still: float = 0, **more: object) -> Memory:
         (look(DELETED), PROVEN, ANY, "ready", True),  # deleted while loaded: missed by nobody
         # the server
         (Observation(api_error="/api/ps: refused"), PROVEN, ANY, "api_down", False),
+        (look(NOTHING, cpu=5.0, api_error="/api/ps: refused"), FIRST, ANY, "api_down", False),
     ],
 )
 def test_a_server_is_judged(
@@ -247,6 +264,12 @@ BARELY = replace(IN_VRAM, size_bytes=8 * GIB, size_vram_bytes=6 * GIB)
             look(TOKEN, model=ON_CPU, gpu=OTHERS, others=(OWN,)),
             *(WAS_IN_VRAM, ANY, "cpu_fallback"),
         ),
+        # nor does it matter how busy it is: on the CPU it is busy all the time
+        (look(NOTHING, ON_CPU, cpu=5.0, gpu=EMPTY), WAS_IN_VRAM, ANY, "cpu_fallback"),
+        (look(NOTHING, ON_CPU, cpu=5.0, gpu=OTHERS), WAS_IN_VRAM, ANY, "vram_taken"),
+        (look(NOTHING, cpu=5.0, gpu=EMPTY), HAD_GPU, ANY, "vram_mismatch"),
+        (look(FULL, ON_CPU, gpu=EMPTY), WAS_IN_VRAM, ANY, "cpu_fallback"),
+        (look(NOTHING, ON_CPU, gpu=EMPTY), WAS_IN_VRAM, ANY, "stalled"),
         # Ollama says 100 % GPU, and the VRAM is empty
         (look(TOKEN, gpu=EMPTY), HAD_GPU, ANY, "vram_mismatch"),
         (look(TOKEN, gpu=GpuReading((device(5),))), HAD_GPU, ANY, "vram_mismatch"),
@@ -373,11 +396,20 @@ def test_a_model_once_in_vram_is_remembered_over_its_unloading() -> None:
 
 def test_a_time_of_being_busy_ends_with_the_first_answer() -> None:
     _, memory = judge(look(NOTHING, cpu=5.0), PROVEN, ANY, NOW)
-    assert memory.busy_since == NOW
+    assert memory.models["tiny:latest"].busy_since == NOW
     _, memory = judge(look(NOTHING, sent=99), memory, ANY, NOW + 15)
-    assert memory.busy_since == NOW + 15
+    assert memory.models["tiny:latest"].busy_since == NOW + 15
     _, memory = judge(look(TOKEN), memory, ANY, NOW + 30)
-    assert memory.busy_since is None
+    assert memory.models["tiny:latest"].busy_since is None
+
+
+def test_the_time_that_one_model_was_busy_is_not_another_ones() -> None:
+    other = seen(OWN, runner=replace(RUNNER, pid=8))
+    _, memory = judge(look(NOTHING, cpu=5.0), busy_for(590), ANY, NOW)
+    alone = look(NOTHING, model=OWN, cpu=5.0, runner=other.runner)
+    both = replace(alone, seen=(seen(), other))
+    verdict, _ = judge(both, memory, ANY, NOW + 15)
+    assert verdict.reason is Reason.BUSY
 
 
 def test_a_request_of_ours_that_made_a_model_load_anew_is_not_made_again() -> None:
