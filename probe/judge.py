@@ -25,6 +25,10 @@ IDLE_SHARE = 0.005
 WORK_PERCENT = 5
 """A GPU that is used more than this does somebody's work."""
 
+BUSY_SECONDS, BUSY_SECONDS_ON_CPU = 600.0, 3600.0
+"""How long a model may be busy with nothing to show for it; longer with nothing of it in VRAM:
+a long prompt takes longer there, and there is no driver to hang in."""
+
 STILL_SECONDS = 120.0
 """A load that makes no progress for this long is stuck."""
 
@@ -221,7 +225,7 @@ def _silences(
         if not works:
             yield _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
             continue
-        since, longest = memory.models[name].busy_since, settings.busy_timeout
+        since, longest = memory.models[name].busy_since, _busy_timeout(seen.model, settings)
         busy_for = 0.0 if since is None else now - since
         readings["busy_seconds"] = round(busy_for, 1)
         if busy_for > longest:
@@ -229,6 +233,12 @@ def _silences(
             yield _fault(Reason.STALLED, f"{what}, {more}", **readings)
         else:
             yield Verdict(True, Reason.BUSY, what + still, readings)
+
+
+def _busy_timeout(model: LoadedModel, settings: Settings) -> float:
+    if settings.busy_timeout is not None:
+        return settings.busy_timeout
+    return BUSY_SECONDS if model.size_vram_bytes else BUSY_SECONDS_ON_CPU
 
 
 def _refusal(

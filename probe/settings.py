@@ -252,11 +252,12 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         "busy_timeout",
         "PROBE_BUSY_TIMEOUT",
-        "600",
-        _busy,
-        _busy_allowed,
+        "auto",
+        lambda text: None if text.lower() == "auto" else _busy(text),
+        f"auto or {_busy_allowed}",
         "How long a server may be too busy to answer the check, with no token for its users "
-        "either, before that counts as stalled.",
+        "either, before that counts as stalled. auto: 600, and 3600 for a model with nothing in "
+        "VRAM, where a long prompt takes longer.",
     ),
     Knob(
         "min_vram",
@@ -359,7 +360,7 @@ class Settings:
     gpu: str = "auto"
     timeout: float = 10.0
     load_timeout: float = 600.0
-    busy_timeout: float = 600.0
+    busy_timeout: float | None = None
     min_vram: float = 1.0
     quiet: float = 60.0
     max_first_token: Limit = None

@@ -54,6 +54,7 @@ NONSENSE = Answer("error", 0.1, None, 200, "not an answer of Ollama's")
 BROKEN_OFF = Answer("error", 0.1, message="the answer has no end")
 FULL = Answer("error", 0.1, None, 503, "server busy, please try again")
 
+BUSY_FOR_60 = Settings(busy_timeout=60)
 OTHERS = GpuReading((device(used=20),))
 EMPTY = GpuReading((device(used=0),))
 OWN = LoadedModel("second:latest", 19 * GIB, 19 * GIB)
@@ -123,6 +124,21 @@ def busy_for(seconds: float) -> Memory:
         (look(NOTHING, cpu=0.0, gpu=BUSY_GPU), HAD_GPU, ANY, "stalled", False),
         (look(NOTHING, cpu=5.0), busy_for(599), ANY, "busy", True),
         (look(NOTHING, cpu=5.0), busy_for(601), ANY, "stalled", False),
+        # ... longer where no GPU is at work: a long prompt takes longer there, and no driver hangs
+        (look(NOTHING, ON_CPU, cpu=5.0), busy_for(3599), ANY, "busy", True),
+        (
+            look(NOTHING, ON_CPU, cpu=5.0),
+            *(busy_for(3601), ANY, "stalled", False),
+        ),
+        (
+            look(NOTHING, HALF, cpu=5.0),
+            *(busy_for(601), ANY, "stalled", False),
+        ),
+        # ... and as long as was asked for
+        (
+            look(NOTHING, ON_CPU, cpu=5.0),
+            *(busy_for(61), BUSY_FOR_60, "stalled", False),
+        ),
         # one model is busy, and another hangs
         (
             replace(
