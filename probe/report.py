@@ -111,7 +111,12 @@ def render(verdict: Verdict) -> str:
 _HEAD_LIMIT = 60
 """Longer than any status, reason and remedy together."""
 
-_HEAD = re.compile(r"(healthy|unhealthy) ([a-z_]+)(?: \([a-z]+\))?: ")
+# Docker writes its own words before those of a check that was done and could not end, as while a
+# call hangs in the driver.
+_HEAD = re.compile(
+    r"(?:Health check exceeded timeout \([^)]*\): (?=unhealthy ))?"
+    r"(healthy|unhealthy) ([a-z_]+)(?: \([a-z]+\))?: "
+)
 
 
 def parse(line: str) -> Verdict | None:

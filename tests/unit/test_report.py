@@ -30,7 +30,7 @@ def test_every_line_that_was_written_is_read_back_the_same(verdict: Verdict) -> 
 
 @given(st.text())
 def test_a_line_of_anything_else_is_no_verdict(text: str) -> None:
-    assert parse(text) is None or text.strip().startswith(("healthy ", "unhealthy "))
+    assert parse(text) is None or text.strip().startswith(("healthy ", "unhealthy ", "Health "))
 
 
 def test_the_line_is_for_a_person_first() -> None:
@@ -50,7 +50,18 @@ def test_a_message_that_is_too_long_is_cut_and_the_readings_stay() -> None:
     assert verdict.readings == {"model": "tiny"}
 
 
-@pytest.mark.parametrize("line", ["", "Health check exceeded timeout (15s)", "unhealthy odd: x {}"])
+def test_what_was_printed_by_a_check_that_could_not_end_is_read() -> None:
+    verdict = Verdict(False, Reason.GPU_LOST, "NVML hangs", {"gpus": 0})
+    assert parse(f"Health check exceeded timeout (15s): {render(verdict)}\n") == verdict
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "Health check exceeded timeout (15s)", "unhealthy odd: x {}"),
+        "Health check exceeded timeout (15s): healthy ready: well {}",  # Docker says it is not
+    ],
+)
 def test_what_docker_or_others_write_is_no_verdict(line: str) -> None:
     assert parse(line) is None
 
