@@ -152,7 +152,7 @@ def comparable(inspection: dict[str, Any]) -> dict[str, Any]:
 SHAPES = {
     "plain": [],
     "command and environment": ["-e", "A=1", "-e", "B=two words", "-e", "EMPTY="],
-    "labels": ["-l", "a=b", "-l", "autoheal=true", "-l", "weird=ü \" ' $"],
+    "labels": ["-l", "a=b", "-l", "autoheal.action=none", "-l", "weird=ü \" ' $"],
     "host name": ["--hostname", "web", "--domainname", "example.org"],
     "working directory and user": ["-w", "/tmp", "-u", "1000:1000", "--group-add", "5"],
     "terminal": ["-t", "-i"],

@@ -15,9 +15,9 @@ from tests.e2e.conftest import ROOT, Patient
 
 @pytest.fixture
 def services(engine: docker.DockerClient) -> dict[str, Patient]:
-    found = engine.containers.list(
-        filters={"label": "com.docker.compose.project=ollama-autoheal"}, ignore_removed=True
-    )
+    # A plain container of an image that Compose built inherits its labels, but for the number.
+    made = ["com.docker.compose.project=ollama-autoheal", "com.docker.compose.container-number"]
+    found = engine.containers.list(filters={"label": made}, ignore_removed=True)
     return {c.labels["com.docker.compose.service"]: Patient(c) for c in found}
 
 
@@ -41,8 +41,9 @@ def test_a_second_make_up_changes_nothing(services: dict[str, Patient]) -> None:
 def test_autoheal_runs_without_root_without_capabilities_and_read_only(
     services: dict[str, Patient],
 ) -> None:
-    [row] = services["autoheal"].container.top(ps_args="-eo uid,pid")["Processes"]
-    assert row[0] == "65532"
+    [pid] = services["autoheal"].pids("autoheal run")
+    uids = services["autoheal"].container.top(ps_args="-eo pid,uid")["Processes"]
+    assert [str(pid), "65532"] in uids
     host = services["autoheal"].attributes["HostConfig"]
     assert host["ReadonlyRootfs"]
     assert host["CapDrop"] == ["ALL"]

@@ -22,7 +22,7 @@ from probe.report import Reason, Verdict, parse
 pytestmark = pytest.mark.alone
 
 DEADLINE_SECONDS = 2.0
-START_SECONDS = 1.0
+START_SECONDS = 3.0
 
 Talk = Callable[[socket.socket], None]
 
