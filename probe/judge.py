@@ -421,7 +421,7 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
         if asked is not None and asked.ask.tokens and asked.answer.outcome == "token":
             readings = _speed(asked.answer) | readings
     first = observation.seen[0].model
-    models = (*(seen.model for seen in observation.seen), *observation.others)
+    models = [one.model for one in (*observation.seen, *observation.others)]
     readings |= {
         "model": first.name,
         "vram_percent": vram_percent(first),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.exposition import generate_latest, write_to_textfile
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
+from probe import runners
 from probe.devices import read_all
 from probe.exposition import Families, counter, gauge
 from probe.gpu import GpuDevice, GpuFault, GpuReading
@@ -94,14 +95,18 @@ class Metrics:
         write_to_textfile(path, self._registry)
 
     def _families(self) -> Iterator[Metric]:
-        models, error = _models(self._host)
-        yield from _of_gpus(read_all({}))
+        server = Server(self._host)
+        models, error = _models(server)
+        reading = read_all({})
+        held = any(device.processes for device in reading.devices)
+        yield from _of_gpus(reading, _serving(server, models) if held else {})
         yield from _of_server(models, error)
         if self._checks is not None:
             yield from _of_checks(self._checks)
 
 
-def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
+def _of_gpus(reading: GpuReading, serving: Mapping[int, str]) -> Iterator[Metric]:
+    """`serving`: which model a process serves, by its id."""
     gpus = [({"gpu": _number(one, place)}, one) for place, one in enumerate(reading.devices)]
 
     yield from gauge(
@@ -137,7 +142,8 @@ def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
     ours = all_visible()
     yield from gauge(
         "node_gpu_process_memory_bytes",
-        "GPU memory that a process holds; its container where the host's processes can be seen",
+        "GPU memory that a process holds; its container and model where the host's processes can "
+        "be seen",
         (
             (
                 {
@@ -145,6 +151,7 @@ def _of_gpus(reading: GpuReading) -> Iterator[Metric]:
                     "pid": str(process.pid),
                     "process": process.name or "",
                     "container": "".join(containers_of(process.pid)[-1:])[:12] if ours else "",
+                    "model": serving.get(process.pid, "") if ours else "",
                 },
                 process.memory_bytes,
             )
@@ -211,11 +218,18 @@ def _of_checks(checks: Checks) -> Iterator[Metric]:
             yield from gauge(f"ollama_probe_{name}", text, [({}, value)])
 
 
-def _models(host: str) -> tuple[tuple[LoadedModel, ...], str | None]:
+def _models(server: Server) -> tuple[tuple[LoadedModel, ...], str | None]:
     try:
-        return Server(host).loaded(TIMEOUT_SECONDS), None
+        return server.loaded(TIMEOUT_SECONDS), None
     except ApiError as error:
         return (), str(error)
+
+
+def _serving(server: Server, models: Sequence[LoadedModel]) -> dict[int, str]:
+    """Which model a process serves, by its id."""
+    names = [model.name for model in models]
+    found = runners.match(names, runners.find(), lambda name: server.blob(name, TIMEOUT_SECONDS))
+    return {runner.pid: name for name, runner in found}
 
 
 def _number(device: GpuDevice, place: int) -> str:

@@ -75,7 +75,7 @@ class Observation:
         installed: whether the required model is on the server (`yes`, `no`, or run in a `cloud`);
             None when that was not asked.
         seen: the loaded models that matter to this check.
-        others: the other loaded models.
+        others: the other loaded models; their processes are not asked.
         gone: models that the server lists as loaded, and whose process is gone: it finds out, and
             loads them again, when somebody wants them.
         strays: runner processes that serve no loaded model.
@@ -91,7 +91,7 @@ class Observation:
     api_error: str | None = None
     installed: str | None = None
     seen: tuple[Seen, ...] = ()
-    others: tuple[LoadedModel, ...] = ()
+    others: tuple[Seen, ...] = ()
     gone: tuple[LoadedModel, ...] = ()
     strays: int = 0
     asked: dict[str, Asked] = field(default_factory=dict)
@@ -102,5 +102,4 @@ class Observation:
     @property
     def claimed_bytes(self) -> int:
         """VRAM that Ollama says all loaded models take."""
-        models = (*(seen.model for seen in self.seen), *self.others)
-        return sum(model.size_vram_bytes for model in models)
+        return sum(one.model.size_vram_bytes for one in (*self.seen, *self.others))

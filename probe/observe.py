@@ -80,7 +80,7 @@ class _Visit:
                 observation = self._ask_for(settings.model)
             else:
                 observation = self._look_at(wanted, served)
-            others = tuple(m for m in models if m not in wanted)
+            others = tuple(Seen(m, served.get(m.name)) for m in models if m not in wanted)
             strays = max(len(found) - len(models), 0)
             return replace(observation, others=others, gone=gone, strays=strays)
         except ApiError as error:

@@ -33,6 +33,12 @@ def name_of(pid: int, proc: str = "/proc") -> str | None:
     return _read(f"{proc}/{pid}/comm").strip() or None
 
 
+def pid_inside(pid: int, proc: str = "/proc") -> int | None:
+    """The number that a process has in its own PID namespace; None when there is none."""
+    found = re.search(r"^NSpid:.*?(\d+)$", _read(f"{proc}/{pid}/status"), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
 def containers_of(pid: int, proc: str = "/proc") -> tuple[str, ...]:
     """Full ids of the containers that a process is in, the innermost last.
 

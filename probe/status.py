@@ -40,6 +40,7 @@ def as_json(
         "models": [
             {
                 "name": seen.model.name,
+                "pid": seen.runner.pid if seen.runner else None,
                 "state": _state(seen),
                 "size_bytes": seen.model.size_bytes,
                 "size_vram_bytes": seen.model.size_vram_bytes,
@@ -82,7 +83,7 @@ def _lines(verdict: Verdict, observation: Observation, memory: Memory, now: floa
 def _all(observation: Observation) -> tuple[Seen, ...]:
     """Every model that the server lists."""
     gone = (Seen(model, health=RunnerHealth("gone")) for model in observation.gone)
-    return (*observation.seen, *map(Seen, observation.others), *gone)
+    return (*observation.seen, *observation.others, *gone)
 
 
 def _gpus(observation: Observation) -> tuple[GpuDevice, ...]:

@@ -23,7 +23,7 @@ from autoheal.ledger import EVERYBODY, Ledger
 from autoheal.settings import Settings
 from probe.devices import read_all
 from probe.gpu import GpuFault, GpuReading
-from probe.processes import all_visible, containers_of
+from probe.processes import all_visible, containers_of, pid_inside
 
 IDLE_SECONDS = 30.0
 """Nothing is gathered when nobody has looked for this long."""
@@ -217,7 +217,7 @@ class Collector:
     ) -> None:
         own = read_all({})
         names = {row.seen.id: row.seen.name for row in rows}
-        gpus = list(_gpus(own, names, self._probes))
+        gpus = list(_gpus(own, names, dict(self._probes)))
         models = [
             {"container": names[container], **model}
             for container, said in self._probes.items()
@@ -353,6 +353,8 @@ class Collector:
             self._asked[container] = time.monotonic()
 
 
+_NOBODY: Data = {"container": None, "model": None}
+
 _NO_USAGE: Data = {
     "cpu_percent": None,
     "memory_used_bytes": None,
@@ -368,7 +370,7 @@ def _gpus(own: GpuReading, names: Mapping[str, str], probes: Mapping[str, Data])
         told.add(device.uuid)
         gpu = asdict(device)
         gpu["processes"] = [
-            {**process, "container": _container(process["pid"], names) if visible else None}
+            {**process, **(_holder(process["pid"], names, probes) if visible else _NOBODY)}
             for process in gpu["processes"] or ()
         ]
         yield {**gpu, "seen_by": "autoheal"}
@@ -377,15 +379,18 @@ def _gpus(own: GpuReading, names: Mapping[str, str], probes: Mapping[str, Data])
             if container in names and gpu["uuid"] not in told:
                 told.add(gpu["uuid"])
                 # A probe's process ids are the host's, and mean nothing in its container.
-                held = [
-                    {**p, "name": p.get("name"), "container": None}
-                    for p in gpu.get("processes") or ()
-                ]
+                held = [{**p, "name": p.get("name"), **_NOBODY} for p in gpu.get("processes") or ()]
                 yield {**gpu, "processes": held, "seen_by": names[container]}
 
 
-def _container(pid: int, names: Mapping[str, str]) -> str | None:
-    return next((names[one] for one in containers_of(pid) if one in names), None)
+def _holder(pid: int, names: Mapping[str, str], probes: Mapping[str, Data]) -> Data:
+    """Whose a process is: of which container, and for which of its models."""
+    container = next((one for one in containers_of(pid) if one in names), None)
+    if container is None:
+        return _NOBODY
+    inside, models = pid_inside(pid), probes.get(container, {}).get("models", ())
+    served = (m["name"] for m in models if inside is not None and m.get("pid") == inside)
+    return {"container": names[container], "model": next(served, None)}
 
 
 def _share(used: int | None, total: int | None) -> float | None:

@@ -337,6 +337,20 @@ def test_the_image_sees_gpus_and_whose_processes_hold_their_memory(
     assert [held["pid"] for held in row["gpu_processes"]] == [pid]
 
 
+def test_a_process_on_a_gpu_is_named_by_its_container_and_the_model_it_serves(
+    site: Sites, ollama: Callable[..., Ollama], nvml: Nvml
+) -> None:
+    server = ollama({"PROBE_GPU": "off"})
+    server.wait_health("healthy")
+    server.request(model="tiny", keep_alive=-1)
+    [pid] = server.pids("ollama runner")
+    nvml.answer(*GPU, f"process {pid} 2048 30")
+    page = site(LD_LIBRARY_PATH=str(nvml.directory)).open()
+    gpu = page.locator("article", has_text="GPU 0")
+    expect(gpu).to_contain_text(f"{server.name}, tiny:latest ({pid}): 2.0 GiB")
+    expect(row(page, server.name)).to_contain_text(f"GPU 0: 2.0 GiB for tiny:latest ({pid})")
+
+
 def test_it_says_whether_it_is_alive_and_whether_it_heals(site: Sites) -> None:
     url = site().url
     assert httpx.get(f"{url}healthz").text == "healthy\n"

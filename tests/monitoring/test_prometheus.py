@@ -144,10 +144,11 @@ def _answers(url: str) -> bool:
 def test_the_names_and_values_of_the_well_known_textfile_are_printed_and_promtool_agrees(
     ollama: Callable[..., Ollama], nvml: Nvml
 ) -> None:
-    nvml.answer(*GPU, f"process {os.getpid()} 8000 30")
     server = ollama({"PROBE_GPU": "off"})
     server.wait_listening()
     server.generate("tiny")
+    [pid] = server.pids("ollama runner")
+    nvml.answer(*GPU, f"process {pid} 8000 30")
     done = probe(nvml, "metrics", "--host", server.url)
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode()
@@ -155,7 +156,8 @@ def test_the_names_and_values_of_the_well_known_textfile_are_printed_and_promtoo
         [found] = re.findall(rf'^{name}{{gpu="0"}} (\S+)$', text, re.MULTILINE)
         assert float(found) == value
     assert 'ollama_model_memory_bytes{model="tiny:latest"}' in text
-    assert f'gpu="0",pid="{os.getpid()}"' in text
+    whose = f'container="{str(server.container.id)[:12]}",gpu="0",model="tiny:latest",pid="{pid}"'
+    assert f"node_gpu_process_memory_bytes{{{whose}," in text
     assert promtool("check", "metrics", text=done.stdout) == ""
     assert undocumented(done.stdout) == []
 

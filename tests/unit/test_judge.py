@@ -277,7 +277,7 @@ BARELY = replace(IN_VRAM, size_bytes=8 * GIB, size_vram_bytes=6 * GIB)
         (look(TOKEN, model=ON_CPU, gpu=GPU), WAS_IN_VRAM, ANY, "cpu_fallback"),
         (look(TOKEN, model=ON_CPU, gpu=OTHERS, strays=1), WAS_IN_VRAM, ANY, "cpu_fallback"),
         (
-            look(TOKEN, model=ON_CPU, gpu=OTHERS, others=(OWN,)),
+            look(TOKEN, model=ON_CPU, gpu=OTHERS, others=(seen(OWN),)),
             *(WAS_IN_VRAM, ANY, "cpu_fallback"),
         ),
         # nor does it matter how busy it is: on the CPU it is busy all the time

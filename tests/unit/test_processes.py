@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.processes import containers_of, name_of, started
+from probe.processes import containers_of, name_of, pid_inside, started
 
 A, B = "a1" * 32, "b2" * 32
 
@@ -33,6 +33,23 @@ def test_a_container_is_known_by_its_control_group(
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text(cgroup)
     assert containers_of(7, str(tmp_path)) == ids
+
+
+@pytest.mark.parametrize(
+    ("status", "pid"),
+    [
+        ("Name:\tollama\nNSpid:\t4242\t31\t9\nNSpgid:\t4242\t31\t1\n", 9),
+        ("Name:\tollama\nNSpid:\t4242\nNSpgid:\t4242\n", 4242),  # in the host's own namespace
+        ("Name:\tollama\n", None),
+        ("", None),
+    ],
+)
+def test_a_process_has_a_number_in_its_own_container(
+    status: str, pid: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "4242").mkdir()
+    (tmp_path / "4242/status").write_text(status)
+    assert pid_inside(4242, str(tmp_path)) == pid
 
 
 def test_a_process_that_has_gone_has_no_name_and_no_start(tmp_path: Path) -> None:

@@ -219,8 +219,10 @@ function showHost(parent, status) {
 function showGpu(parent, gpu) {
   const used = share(gpu.memory_used_bytes, gpu.memory_total_bytes);
   const limit = gpu.power_limit_watts === null ? "" : ` of ${Math.round(gpu.power_limit_watts)} W`;
-  const processes = gpu.processes.map((one) =>
-    `${one.container ?? one.name ?? "process"} (${one.pid}): ${size(one.memory_bytes)}`);
+  const processes = gpu.processes.map((one) => {
+    const whose = [one.container ?? one.name ?? "process", one.model].filter(Boolean).join(", ");
+    return `${whose} (${one.pid}): ${size(one.memory_bytes)}`;
+  });
   const element = card(parent, gpu.uuid, `GPU ${gpu.index ?? ""}`, `${gpu.name} · ${gpu.uuid}`, [
     facts([
       ["VRAM", used === null ? "it does not tell"
@@ -230,7 +232,7 @@ function showGpu(parent, gpu) {
       ["Power", gpu.power_draw_watts === null ? "" : `${Math.round(gpu.power_draw_watts)} W${limit}`],
       ["Throttled", (gpu.throttle_reasons ?? []).join(", ").replaceAll("_", " ")],
       ["ECC errors", gpu.ecc_errors ? String(gpu.ecc_errors) : ""],
-      ["Held by", processes.join(", ")],
+      ["Held by", processes.join("; ")],
       ["Seen by", gpu.seen_by === "autoheal" ? "" : gpu.seen_by],
     ]),
     bar("VRAM in use", used, 90),
@@ -306,7 +308,7 @@ function showContainers(status) {
 
 function containerRow(status, one, unlocked) {
   const health = one.state === "running" ? one.health : one.state;
-  const held = one.gpu_processes.map((p) => `GPU ${p.gpu}: ${size(p.memory_bytes)} (${p.pid})`).join(", ");
+  const held = one.gpu_processes.map((p) => `GPU ${p.gpu}: ${size(p.memory_bytes)} for ${p.model ?? p.name ?? "a process"} (${p.pid})`).join("; ");
   const paused = one.paused_until && one.paused_until > status.at;
   const button = (place, label, words, action) =>
     make("button", { type: "button", "aria-label": `${label} ${one.container}`, "data-focus": `${place} ${one.id}`, onclick: action }, words);
