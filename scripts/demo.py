@@ -30,7 +30,7 @@ URL = f"http://127.0.0.1:{os.environ.get('OLLAMA_PORT') or '11434'}"
 
 
 def demo() -> None:
-    client, container = _find()
+    client, container = find_server()
     with step("loading a small model"):
         _make_model(container)
         _ask(30)
@@ -66,7 +66,8 @@ def demo() -> None:
     )
 
 
-def _find() -> tuple[docker.DockerClient, Container]:
+def find_server() -> tuple[docker.DockerClient, Container]:
+    """The engine and the Ollama that `make up` has started; raises `FailedError`."""
     try:
         client = docker.from_env()
         found = client.containers.list(
@@ -74,6 +75,7 @@ def _find() -> tuple[docker.DockerClient, Container]:
                 "label": [
                     f"com.docker.compose.project={PROJECT}",
                     "com.docker.compose.service=ollama",
+                    "com.docker.compose.container-number",  # not one that only has our image
                 ]
             }
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 import docker
 import pytest
+from docker.models.containers import Container
 
 from probe.report import parse
-from tests.e2e.conftest import ROOT, Patient
+from scripts.demo import find_server
+from tests.e2e.conftest import OLLAMA, ROOT, Patient
 
 
 @pytest.fixture
@@ -36,6 +39,14 @@ def test_a_second_make_up_changes_nothing(services: dict[str, Patient]) -> None:
     before = {name: (s.container.id, s.started_at) for name, s in services.items()}
     subprocess.run(["make", "up"], cwd=ROOT, check=True, capture_output=True)
     assert {name: (s.container.id, s.started_at) for name, s in services.items()} == before
+
+
+def test_the_demo_breaks_our_own_server_and_nobody_elses(
+    services: dict[str, Patient], start: Callable[..., Container]
+) -> None:
+    start(OLLAMA, ["serve"])
+    _, found = find_server()
+    assert found.id == services["ollama"].container.id
 
 
 def test_autoheal_runs_without_root_without_capabilities_and_read_only(
