@@ -217,10 +217,11 @@ class Collector:
     ) -> None:
         own = read_all({})
         names = {row.seen.id: row.seen.name for row in rows}
-        gpus = list(_gpus(own, names, dict(self._probes)))
+        probes = dict(self._probes)  # others answer meanwhile
+        gpus = list(_gpus(own, names, probes))
         models = [
             {"container": names[container], **model}
-            for container, said in self._probes.items()
+            for container, said in probes.items()
             if container in names
             for model in said.get("models", ())
         ]
@@ -329,7 +330,7 @@ class Collector:
         ours = {row.seen.id: row.seen for row in running if row.verdict is not None}
         for known in (self._probes, self._asked):
             for gone in known.keys() - ours.keys():
-                del known[gone]
+                known.pop(gone, None)  # its answer may have failed meanwhile
         for container, seen in ours.items():
             mark = self._asked.get(container, _NEVER)
             if time.monotonic() - mark < PROBE_SECONDS:
