@@ -58,7 +58,7 @@ def servers(
     engine: docker.DockerClient, label: str, models: str, directory: str
 ) -> Iterator[tuple[Ollama, Nvml]]:
     nvml = Nvml(Path(directory))
-    answer(nvml, 0)
+    answer(nvml, 0, [])
     containers = [
         engine.containers.run(
             OLLAMA,
@@ -87,12 +87,14 @@ def servers(
             container.remove(force=True, v=True)
 
 
-def answer(nvml: Nvml, moment: int) -> None:
-    """A GPU that works now and then, and one that rests."""
+def answer(nvml: Nvml, moment: int, pids: list[int]) -> None:
+    """A GPU that works now and then, for these processes, and one that rests."""
     works = moment % 7 < 4
+    held = (15400 if moment > 4 else 8900) // max(len(pids), 1)
     nvml.answer(
         f"device GPU-5a1c-9f7e 24576 {15800 if moment > 4 else 9300} {88 if works else 4}",
         f"detail {71 if works else 52} {318000 if works else 61000} 350000 0 {4 if works else 0}",
+        *(f"process {pid} {held} {80 // len(pids) if works else 0}" for pid in pids),
         "device GPU-77d0-11b2 24576 310 0",
         "detail 38 22000 350000 0 0",
     )
@@ -103,7 +105,7 @@ def look(web: str, server: Ollama, nvml: Nvml) -> None:
         watcher = browser.new_page()
         watcher.goto(f"http://{web}/")
         for moment in range(MINUTES * 6):
-            answer(nvml, moment)
+            answer(nvml, moment, server.pids("ollama runner"))
             if moment in (2, MINUTES * 3):
                 server.generate("tiny")
                 server.generate("big", num_ctx=512)
