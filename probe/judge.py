@@ -15,7 +15,7 @@ from probe.learn import WORK_SHARE, lags, learn, serves_users, vram_percent, wit
 from probe.memory import Memory, Record
 from probe.observation import Asked, Observation, Seen
 from probe.ollama import Answer, LoadedModel
-from probe.plan import is_required, past_of
+from probe.plan import gives_tokens, is_required, past_of
 from probe.report import Reading, Reason, Verdict, short_time
 from probe.settings import Settings
 
@@ -75,7 +75,7 @@ def judge(
         # Busy comes after where a model is: one that fell back on the CPU is busy all the time.
         or next(iter(silences), None)
         or _slow(observation, memory, settings)
-        or _well(observation, memory, now)
+        or _well(observation, past, memory, now)
     )
     if verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
@@ -395,7 +395,7 @@ def _speed(answer: Answer) -> dict[str, Reading]:
 # --- nothing is wrong ---------------------------------------------------------------------
 
 
-def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
+def _well(observation: Observation, past: Memory, memory: Memory, now: float) -> Verdict:
     readings: dict[str, Reading] = {}
     if observation.gpu is not None:
         readings["gpus"] = len(observation.gpu.devices)
@@ -417,7 +417,7 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
     words = []
     for seen in observation.seen:
         asked = observation.asked.get(seen.model.name)
-        words.append(f"{seen.model.name} {_how_it_is(seen, asked, memory, now)}")
+        words.append(f"{seen.model.name} {_how_it_is(seen, asked, past, memory, now)}")
         if asked is not None and asked.ask.tokens and asked.answer.outcome == "token":
             readings = _speed(asked.answer) | readings
     first = observation.seen[0].model
@@ -432,12 +432,14 @@ def _well(observation: Observation, memory: Memory, now: float) -> Verdict:
     return Verdict(True, Reason.READY, "; ".join(words + gone), readings)
 
 
-def _how_it_is(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> str:
+def _how_it_is(seen: Seen, asked: Asked | None, past: Memory, memory: Memory, now: float) -> str:
     if asked is not None and asked.answer.outcome == "error":
         return f"is loaded, and refused the request: {asked.answer.message}"
     if asked is not None and asked.ask.tokens:
         return _gave(asked.answer)
     used_at = memory.models[seen.model.name].used_at
+    if used_at != now and gives_tokens(seen.runner, past_of(seen, past), past, now):
+        return "gives a user tokens"
     if used_at is None:
         return "is loaded, and was left alone"
     if used_at == now:

@@ -8,15 +8,20 @@ from dataclasses import replace
 from probe.memory import Episode, Load, Memory, ModelMemory, Record
 from probe.observation import Asked, Observation, Seen
 from probe.ollama import FOREVER, Answer, LoadedModel
-from probe.plan import SAME_SECONDS, clock_was_set, identity, past_of, session_seconds, used_since
+from probe.plan import (
+    SAME_SECONDS,
+    clock_was_set,
+    gives_tokens,
+    identity,
+    past_of,
+    session_seconds,
+    used_since,
+)
 from probe.report import Verdict, short_time
 from probe.settings import Limit, Settings
 
 WORK_SHARE = 0.05
 """A runner with something to run for more than this of the time that we waited has done work."""
-
-WRITES_PER_SECOND = 0.5
-"""One that sends more often than this sends tokens: other probes ask for its health less often."""
 
 LOAD_STEP = (0.001, 0.02, 1 << 20)
 """The least progress that counts: of the runner's own measure, runnable seconds, memory bytes."""
@@ -71,16 +76,12 @@ def serves_users(seen: Seen, asked: Asked | None, memory: Memory, now: float) ->
     """Whether a user's request was completed while ours waited, or users get token by token."""
     if asked is None:
         return False
-    after, past = asked.model, past_of(seen, memory)
+    after = asked.model
     moved = after is not None and after.expires_text != seen.model.expires_text
     # The end of ours, which the server notes when we go away, moves it, too.
     if after is not None and moved and not seen.unfinished and _is_users(after, asked):
         return True
-    if past is None or memory.checked_at is None or past.writes is None:
-        return False
-    if asked.runner is None or asked.runner.writes is None:
-        return False
-    return asked.runner.writes - past.writes > WRITES_PER_SECOND * (now - memory.checked_at)
+    return gives_tokens(asked.runner, past_of(seen, memory), memory, now)
 
 
 def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from probe.memory import Memory, ModelMemory
 from probe.observation import Ask, Seen
 from probe.ollama import FOREVER, same_model
+from probe.runners import Runner
 from probe.settings import Settings
 
 SAME_SECONDS = 1.0
 """Two lengths of time closer than this are taken for one."""
+
+PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
+"""A model's process that sends more often than this sends tokens: it answers probes less often."""
 
 CLOCK_JUMP_SECONDS = 1.0
 """The wall clock was set when it moved by more than this against the monotonic one."""
@@ -40,6 +44,7 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
     past, options = past_of(seen, memory), _options(seen)
     used = past is not None and used_since(seen, past)
     quiet = used or _recently_used(past, settings, now)
+    quiet = quiet or gives_tokens(seen.runner, past, memory, now)
     tokens = 0 if quiet else 1 if settings.min_tokens_per_second is None else 2
     forever = seen.model.seconds_left(now) is None
     if is_required(seen, settings):
@@ -75,6 +80,16 @@ def past_of(seen: Seen, memory: Memory) -> ModelMemory | None:
 def used_since(seen: Seen, past: ModelMemory) -> bool:
     """A user's request has completed since the last check, which proves the server well."""
     return seen.model.expires_text != past.left and not seen.unfinished
+
+
+def gives_tokens(
+    runner: Runner | None, past: ModelMemory | None, memory: Memory, now: float
+) -> bool:
+    """Whether a model has sent tokens to users since the last check, as far as can be seen."""
+    if runner is None or runner.writes is None or past is None or past.writes is None:
+        return False
+    since = now - (memory.checked_at or now)
+    return runner.writes - past.writes > PROBE_WRITES + PROBE_WRITES_PER_SECOND * since
 
 
 def identity(seen: Seen) -> str:

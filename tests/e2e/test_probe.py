@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -71,34 +72,51 @@ def test_a_frozen_runner_is_stalled_with_a_users_request_in_flight(ollama: Start
         server.wait_health("unhealthy", "stalled")
 
 
-def test_a_long_request_on_a_full_server_is_busy_not_stalled(ollama: Start) -> None:
-    server = ollama({"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4"}, interval=0.5)
+def test_a_long_prompt_on_a_full_server_is_busy_not_stalled(ollama: Start) -> None:
+    server = ollama({"OLLAMA_NUM_PARALLEL": "1"}, interval=0.5)
     server.wait_health("healthy")
-    with server.endless_request("tiny"):
-        verdicts = server.wait_checks(4)
-    assert [v for v in verdicts if not v.healthy] == []
-    assert verdicts[-1].reason is Reason.BUSY
-    server.wait(lambda: server.verdicts[-1].reason is Reason.READY, "ready")
+    server.generate("big", num_ctx=8192)
+    body = {"model": "big", "prompt": "a b c d " * 1500, "options": {"num_ctx": 8192}}
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):  # the server is thrown away under it
+            server.request(**body)
+
+    threading.Thread(target=ask, daemon=True).start()
+    server.wait(lambda: server.verdicts[-1].reason is Reason.BUSY, "busy")
+    assert [v for v in server.wait_checks(3) if not v.healthy] == []
 
 
-def test_a_server_is_busy_for_as_long_as_its_users_get_tokens(ollama: Start) -> None:
+@pytest.mark.alone
+def test_nothing_is_asked_for_as_long_as_users_get_tokens(ollama: Start) -> None:
     env = {"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4", "PROBE_BUSY_TIMEOUT": "10"}
-    server = ollama(env, interval=0.5)
+    server = ollama(env)
     server.wait_health("healthy")
     with server.endless_request("tiny"):
-        verdicts = server.wait_checks(5)  # of 4 seconds each
-    assert [v for v in verdicts if not v.healthy] == []
-    assert verdicts[-1].reason is Reason.BUSY
+        server.wait(lambda: "gives a user tokens" in server.verdicts[-1].message, "left alone")
+        before = server.log.count("/api/generate")
+        verdicts = server.wait_checks(12)  # a second apart
+        assert server.log.count("/api/generate") == before
+    assert {v.reason for v in verdicts} == {Reason.READY}
 
 
-def test_a_runner_that_others_leave_no_cpu_is_busy_not_stalled(ollama: Start) -> None:
+@pytest.mark.alone
+def test_a_time_that_a_long_answer_named_is_kept_to(ollama: Start) -> None:
+    server = ollama({"OLLAMA_NUM_PARALLEL": "2", "PROBE_QUIET": "3"})
+    server.wait_health("healthy")
+    server.request(model="tiny", keep_alive=60, options={"num_predict": 1, "num_ctx": 2048})
+    with server.endless_request("tiny", keep_alive=600):
+        server.wait_checks(6)  # a second apart
+    server.wait(lambda: server.seconds_left() > 500, "kept for as long")
+
+
+def test_a_runner_that_others_leave_no_cpu_is_not_stalled(ollama: Start) -> None:
     server = ollama({"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4"}, interval=0.5)
     server.wait_health("healthy")
     with server.endless_request("tiny"):
         server.starve("ollama runner")
         verdicts = server.wait_checks(4)
     assert [v for v in verdicts if not v.healthy] == []
-    assert verdicts[-1].reason is Reason.BUSY
 
 
 def test_a_load_longer_than_the_deadline_is_never_aborted(ollama: Start) -> None:

@@ -83,6 +83,12 @@ FOR_EVER = replace(IN_VRAM, expires_at=NOW + 9e9)
         (seen(), past(used_at=NOW - 59), ANY, None),
         (seen(), past(used_at=NOW - 61), ANY, Ask(1, 200, OPTIONS)),
         (seen(), past(used_at=NOW - 9), Settings(quiet=5.0), Ask(1, 200, OPTIONS)),
+        # nor while they get tokens: more is sent than other probes ask for
+        (seen(runner=replace(RUNNER, writes=710)), past(), ANY, None),
+        (seen(runner=replace(RUNNER, writes=709)), past(), ANY, Ask(1, 200, OPTIONS)),
+        (seen(runner=replace(RUNNER, writes=None)), past(), ANY, Ask(1, 200, OPTIONS)),
+        (seen(runner=replace(RUNNER, writes=9)), past(writes=None), ANY, Ask(1, 200, OPTIONS)),
+        (seen(runner=replace(RUNNER, writes=710)), past(), REQUIRED, Ask(0, FOREVER, OPTIONS)),
         # a model that is never unloaded stays so, unless a user names a time at the same moment
         (seen(FOR_EVER), FIRST, ANY, Ask(1, None, OPTIONS)),
         (seen(FOR_EVER), past(used_at=NOW - 9), ANY, None),
