@@ -43,8 +43,8 @@ def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: floa
         return None  # a request of ours has made such a runner load anew before
     past, options = past_of(seen, memory), _options(seen)
     used = past is not None and used_since(seen, past)
-    quiet = used or _recently_used(past, settings, now)
-    quiet = quiet or gives_tokens(seen.runner, past, memory, now)
+    served = used or gives_tokens(seen.runner, past, memory, now)
+    quiet = served or _recently_used(past, settings, now)
     tokens = 0 if quiet else 1 if settings.min_tokens_per_second is None else 2
     forever = seen.model.seconds_left(now) is None
     if is_required(seen, settings):
