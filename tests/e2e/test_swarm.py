@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def swarm(engine: docker.DockerClient) -> Iterator[None]:
     docker_cli("swarm", "init", "--advertise-addr", "127.0.0.1")
     yield
     docker_cli("swarm", "leave", "--force")
+    task = "com.docker.swarm.node.id"
+    for left in engine.containers.list(all=True, filters={"label": task}, ignore_removed=True):
+        with suppress(docker.errors.APIError):  # perhaps Swarm was about to remove it
+            left.remove(force=True)
     networks = docker_cli("network", "ls", "--quiet", "--filter", "name=docker_gwbridge").split()
     if networks:
         docker_cli("network", "rm", *networks)
