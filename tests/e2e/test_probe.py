@@ -89,24 +89,23 @@ def test_a_long_prompt_on_a_full_server_is_busy_not_stalled(ollama: Start) -> No
 
 @pytest.mark.alone
 def test_nothing_is_asked_for_as_long_as_users_get_tokens(ollama: Start) -> None:
-    env = {"OLLAMA_NUM_PARALLEL": "1", "PROBE_TIMEOUT": "4", "PROBE_BUSY_TIMEOUT": "10"}
-    server = ollama(env)
+    server = ollama({"OLLAMA_NUM_PARALLEL": "1"}, interval=6)
     server.wait_health("healthy")
     with server.endless_request("tiny"):
         server.wait(lambda: "gives a user tokens" in server.verdicts[-1].message, "left alone")
         before = server.log.count("/api/generate")
-        verdicts = server.wait_checks(12)  # a second apart
+        verdicts = server.wait_checks(3)
         assert server.log.count("/api/generate") == before
     assert {v.reason for v in verdicts} == {Reason.READY}
 
 
 @pytest.mark.alone
 def test_a_time_that_a_long_answer_named_is_kept_to(ollama: Start) -> None:
-    server = ollama({"OLLAMA_NUM_PARALLEL": "2", "PROBE_QUIET": "3"})
+    server = ollama({"OLLAMA_NUM_PARALLEL": "2", "PROBE_QUIET": "3"}, interval=6)
     server.wait_health("healthy")
     server.request(model="tiny", keep_alive=60, options={"num_predict": 1, "num_ctx": 2048})
     with server.endless_request("tiny", keep_alive=600):
-        server.wait_checks(6)  # a second apart
+        server.wait_checks(3)
     server.wait(lambda: server.seconds_left() > 500, "kept for as long")
 
 
