@@ -64,18 +64,11 @@ def judge(
         now: seconds of the monotonic clock.
     """
     past, memory = memory, learn(observation, memory, settings, now)
-    silences = list(_silences(observation, past, memory, settings, now))
     verdict = (
         _gpu_fault(observation, memory, settings)
         or _api_fault(observation, settings)
         or _loading(observation, memory, settings, now)
-        or next((silence for silence in silences if not silence.healthy), None)
-        or _mismatch(observation, past)
-        or _residency(observation, memory, settings)
-        # Busy comes after where a model is: one that fell back on the CPU is busy all the time.
-        or next(iter(silences), None)
-        or _slow(observation, memory, settings)
-        or _well(observation, past, memory, now)
+        or _of_models(observation, past, memory, settings, now)
     )
     if verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
@@ -83,6 +76,22 @@ def judge(
     gpus = tuple(dict.fromkeys((*memory.gpus, *(d.uuid for d in devices))))
     episodes = with_episode(memory.episodes, verdict, now + observation.clock)
     return verdict, replace(memory, gpus=gpus, episodes=episodes)
+
+
+def _of_models(
+    observation: Observation, past: Memory, memory: Memory, settings: Settings, now: float
+) -> Verdict:
+    """The server is as it should be: it is its models that make the verdict."""
+    silences = list(_silences(observation, past, memory, settings, now))
+    return (
+        next((silence for silence in silences if not silence.healthy), None)
+        or _mismatch(observation, past)
+        or _residency(observation, memory, settings)
+        # Busy comes after where a model is: one that fell back on the CPU is busy all the time.
+        or next(iter(silences), None)
+        or _slow(observation, memory, settings)
+        or _well(observation, past, memory, now)
+    )
 
 
 # --- the GPU ------------------------------------------------------------------------------
@@ -195,38 +204,36 @@ def _silences(
     observation: Observation, past: Memory, memory: Memory, settings: Settings, now: float
 ) -> Iterator[Verdict]:
     """The server answers and models do not: busy where work is being done, else stalled."""
-    if observation.api_error is not None:
-        return
     if observation.loaded is not None and observation.loaded.outcome == "error":
         yield from _refusal(settings.model or "", observation.loaded, observation, settings)
     for seen in observation.seen:
         name, asked = seen.model.name, observation.asked.get(seen.model.name)
+        if asked is not None and asked.answer.outcome == "error" and not asked.answer.queue_full:
+            yield from _refusal(name, asked.answer, observation, settings)
+            continue
+        since = memory.models[name].busy_since
+        if since is None:
+            continue
         readings: dict[str, Reading] = {"model": name}
         still = ", but work is being done"
         if asked is not None and asked.answer.queue_full:
             what, still, works = f"{name}: the queue is full: {asked.answer.message}", "", True
             readings["http_status"] = asked.answer.status
-        elif asked is not None and asked.answer.outcome == "error":
-            yield from _refusal(name, asked.answer, observation, settings)
-            continue
         elif asked is not None and asked.answer.outcome == "silent":
             waited = asked.answer.seconds
             what = f"{name} gave no token within {waited:.1f} s, while /api/ps answers"
             runnable = None if seen.runner is None else seen.runner.ran(asked.runner, waited)
             works = _works(observation, waited, runnable) or serves_users(seen, asked, past, now)
             readings["waited_seconds"] = round(waited, 1)
-        elif seen.health is not None and seen.health.state == "silent":
+        else:
             waited = observation.waited
             what = f"the runner of {name} has not answered for {waited:.1f} s, while /api/ps does"
             works = _works(observation, waited, observation.silent_runnable_seconds)
             readings["waited_seconds"] = round(waited, 1)
-        else:
-            continue
         if not works:
             yield _fault(Reason.STALLED, f"{what}, and nothing is being done", **readings)
             continue
-        since, longest = memory.models[name].busy_since, _busy_timeout(seen.model, settings)
-        busy_for = 0.0 if since is None else now - since
+        busy_for, longest = now - since, _busy_timeout(seen.model, settings)
         readings["busy_seconds"] = round(busy_for, 1)
         if busy_for > longest:
             more = f"for more than {longest:g} s (PROBE_BUSY_TIMEOUT)"
