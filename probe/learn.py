@@ -76,10 +76,10 @@ def serves_users(seen: Seen, asked: Asked | None, memory: Memory, now: float) ->
     """Whether a user's request was completed while ours waited, or users get token by token."""
     if asked is None:
         return False
-    after = asked.model
-    moved = after is not None and after.expires_text != seen.model.expires_text
+    after = asked.model or seen.model
+    moved = after.expires_text != seen.model.expires_text and not seen.unfinished
     # The end of ours, which the server notes when we go away, moves it, too.
-    if after is not None and moved and not seen.unfinished and _is_users(after, asked):
+    if moved and _is_users(after, asked):
         return True
     return gives_tokens(asked.runner, past_of(seen, memory), memory, now)
 
@@ -185,11 +185,14 @@ def _model(
     """What the next check needs to know of a model; the arguments are those of `plan`."""
     past = past_of(seen, memory)
     kept = _as_users_left_it(seen, past, memory, settings, now, clock)
-    kept = replace(kept, left=seen.model.expires_text, runnable_seconds=None, writes=None)
-    kept = replace(kept, busy_since=_busy_since(seen, asked, memory, now))
     runner = (asked.runner if asked is not None else None) or seen.runner
-    if runner is not None:
-        kept = replace(kept, runnable_seconds=runner.runnable_seconds, writes=runner.writes)
+    kept = replace(
+        kept,
+        left=seen.model.expires_text,
+        runnable_seconds=runner.runnable_seconds if runner else None,
+        writes=runner.writes if runner else None,
+        busy_since=_busy_since(seen, asked, memory, now),
+    )
     if asked is None or asked.answer.outcome == "error":
         return kept
     left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds
