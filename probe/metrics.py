@@ -98,7 +98,7 @@ class Metrics:
         server = Server(self._host)
         models, error = _models(server)
         reading = read_all({})
-        held = any(device.processes for device in reading.devices)
+        held = all_visible() and any(device.processes for device in reading.devices)
         yield from _of_gpus(reading, _serving(server, models) if held else {})
         yield from _of_server(models, error)
         if self._checks is not None:
@@ -151,7 +151,7 @@ def _of_gpus(reading: GpuReading, serving: Mapping[int, str]) -> Iterator[Metric
                     "pid": str(process.pid),
                     "process": process.name or "",
                     "container": "".join(containers_of(process.pid)[-1:])[:12] if ours else "",
-                    "model": serving.get(process.pid, "") if ours else "",
+                    "model": serving.get(process.pid, ""),
                 },
                 process.memory_bytes,
             )
