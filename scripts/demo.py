@@ -19,6 +19,7 @@ import docker
 import httpx
 from docker.models.containers import Container
 
+from autoheal.incident import COMPOSE_NUMBER, COMPOSE_PROJECT, COMPOSE_SERVICE
 from probe.report import parse
 from scripts import small_model
 from scripts.say import FailedError, main, say, step
@@ -73,9 +74,9 @@ def find_server() -> tuple[docker.DockerClient, Container]:
         found = client.containers.list(
             filters={
                 "label": [
-                    f"com.docker.compose.project={PROJECT}",
-                    "com.docker.compose.service=ollama",
-                    "com.docker.compose.container-number",  # not one that only has our image
+                    f"{COMPOSE_PROJECT}={PROJECT}",
+                    f"{COMPOSE_SERVICE}=ollama",
+                    COMPOSE_NUMBER,  # not one that only has our image
                 ]
             }
         )
