@@ -261,6 +261,17 @@ class Ollama(Patient):
         yield
         over.set()
 
+    def long_prompt(self) -> None:
+        """Begin a user's request that gives no token for minutes."""
+        self.generate("big", num_ctx=8192)
+        body = {"model": "big", "prompt": "a b c d " * 1500, "options": {"num_ctx": 8192}}
+
+        def ask() -> None:
+            with suppress(httpx.HTTPError):  # the server is thrown away under it
+                self.request(**body)
+
+        threading.Thread(target=ask, daemon=True).start()
+
     @property
     def loaded(self) -> list[dict[str, Any]]:
         return list(httpx.get(f"{self.url}/api/ps", timeout=10).json()["models"])
