@@ -126,19 +126,10 @@ def busy_for(seconds: float) -> Memory:
         (look(NOTHING, cpu=5.0), busy_for(601), ANY, "stalled", False),
         # ... longer where no GPU is at work: a long prompt takes longer there, and no driver hangs
         (look(NOTHING, ON_CPU, cpu=5.0), busy_for(3599), ANY, "busy", True),
-        (
-            look(NOTHING, ON_CPU, cpu=5.0),
-            *(busy_for(3601), ANY, "stalled", False),
-        ),
-        (
-            look(NOTHING, HALF, cpu=5.0),
-            *(busy_for(601), ANY, "stalled", False),
-        ),
+        (look(NOTHING, ON_CPU, cpu=5.0), busy_for(3601), ANY, "stalled", False),
+        (look(NOTHING, HALF, cpu=5.0), busy_for(601), ANY, "stalled", False),
         # ... and as long as was asked for
-        (
-            look(NOTHING, ON_CPU, cpu=5.0),
-            *(busy_for(61), BUSY_FOR_60, "stalled", False),
-        ),
+        (look(NOTHING, ON_CPU, cpu=5.0), busy_for(61), BUSY_FOR_60, "stalled", False),
         # one model is busy, and another hangs
         (
             replace(
@@ -149,10 +140,7 @@ def busy_for(seconds: float) -> Memory:
             *(PROVEN, ANY, "stalled", False),
         ),
         # a user was served meanwhile, or gets token by token
-        (
-            look(NOTHING, after=THEIRS),
-            *(busy_for(601), ANY, "busy", True),
-        ),
+        (look(NOTHING, after=THEIRS), busy_for(601), ANY, "busy", True),
         (look(NOTHING, sent=12), busy_for(601), ANY, "busy", True),
         # a few words may be answers to other probes
         (look(NOTHING, sent=11), busy_for(601), ANY, "stalled", False),
