@@ -1,61 +1,69 @@
 # `make up` and `make test` do all their own set-up; see the README.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(or $(firstword $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; \
+    do command -v $$name; done)),$(error Python 3.11 or newer is needed, and python3 was not found. Or run: make PYTHON=/path/to/python3.11))
 VENV := .venv
 BIN := $(VENV)/bin
 OLLAMA_PORT ?= 11434
 AUTOHEAL_PORT ?= 8787
 export OLLAMA_PORT AUTOHEAL_PORT
 
-# Without those of `make up` itself, of ways to an engine that do not depend on its version, and of
-# the one that needs Debian's archive, which the older engine's network does not reach.
+# Without those of `make up` itself, and of ways to an engine that do not depend on its version.
 OLDER_ENGINE_TESTS := tests/e2e/test_autoheal.py tests/e2e/test_healing.py \
     tests/e2e/test_recreate.py tests/e2e/test_swarm.py tests/e2e/test_probe.py tests/faults
-OLDER_ENGINE_TEST := $(BIN)/python -m pytest $(OLDER_ENGINE_TESTS) -k "not glibc"
+OLDER_ENGINE_TEST := $(BIN)/python -m pytest $(OLDER_ENGINE_TESTS)
 
 ON_AN_ENGINE := tests/e2e tests/faults tests/monitoring tests/browser
-# They mostly wait, for health checks and for models; a file's tests stay in one process.
-IN_PARALLEL := --numprocesses 4 --dist loadfile
+# They mostly wait, for health checks and for models.
+IN_PARALLEL := --numprocesses 6 --dist worksteal --durations 10
 
-.PHONY: help up down clean demo test test-unit test-e2e test-engines lint lock bench
+.PHONY: help up down clean demo test test-more test-unit test-e2e test-e2e-more test-engines lint \
+    lock bench
 
-help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up:  ## a healthy Ollama watched by autoheal, from nothing
+up:  ## start Ollama and autoheal; installs what is missing
 	@$(PYTHON) -m scripts.up
 
-down:  ## stop it; models and images stay
-	@docker compose down
+down:  ## stop and remove both services; keeps models and images
+	@$(PYTHON) -m scripts.down
 
-clean:  ## remove it all: containers, models, images, the virtual environment
-	@docker compose down --volumes --rmi local --remove-orphans
-	@docker images --quiet --filter reference='ollama-autoheal/*' | sort -u | xargs -r docker rmi --force
-	@rm -rf $(VENV) .logs
+clean:  ## remove everything that `make` created, models included
+	@$(PYTHON) -m scripts.down --clean
 
-demo: $(VENV)/.ready  ## break it on purpose and watch it being healed
+demo: $(VENV)/.ready  ## freeze a model and watch autoheal heal it
 	@$(BIN)/python -m scripts.demo
 
-test: lint test-unit test-e2e  ## everything
+test:  ## set up, then lint, unit tests and tests on an engine
+	@$(PYTHON) -m scripts.test
 
-test-unit: $(VENV)/.ready  ## what needs no engine, in seconds
-	$(BIN)/python -m pytest tests/unit tests/gpu
+test-more:  ## long tests: crashes, many containers, Debian 13, Engine 20.10
+	@$(PYTHON) -m scripts.test --more
 
-test-e2e: $(VENV)/.ready  ## on a real engine with a real Ollama
+test-unit: $(VENV)/.ready  ## unit tests; no engine needed
+	@$(PYTHON) -m scripts.dev_env unit
+	$(BIN)/python -m pytest --durations 10 tests/unit tests/gpu
+
+test-e2e: $(VENV)/.ready  ## tests on a real engine with a real Ollama
+	@$(PYTHON) -m scripts.dev_env engine
 	@$(PYTHON) -m scripts.up
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not alone" $(ON_AN_ENGINE)
-	$(BIN)/python -m pytest -m alone $(ON_AN_ENGINE)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not more" $(ON_AN_ENGINE)
 
-test-engines: test-e2e  ## the same on this engine, and what matters there on Engine 20.10
-	$(BIN)/python -m scripts.engines sh -c '$(OLDER_ENGINE_TEST) $(IN_PARALLEL) -m "not alone" && \
-	    $(OLDER_ENGINE_TEST) -m alone'
+test-e2e-more: $(VENV)/.ready
+	@$(PYTHON) -m scripts.up
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m more $(ON_AN_ENGINE)
+
+test-engines: $(VENV)/.ready  ## tests on Engine 20.10
+	@$(PYTHON) -m scripts.up
+	$(BIN)/python -m scripts.older_engine $(OLDER_ENGINE_TEST) $(IN_PARALLEL) -m "not more"
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready  ## every figure in the documentation
+bench: $(VENV)/.ready  ## the figures in the documentation
 	$(BIN)/python -m bench.verdicts
 	$(BIN)/python -m bench.probe_cost
 	$(BIN)/python -m bench.users_cost
@@ -64,11 +72,11 @@ bench: $(VENV)/.ready  ## every figure in the documentation
 	$(BIN)/python -m bench.many_containers
 	$(BIN)/python -m bench.page_cost
 
-lock:  ## write requirements/*.txt anew
+lock:  ## update requirements/*.txt (needs uv)
 	@cd requirements && for set in probe autoheal bundle dev; do \
 	    uv pip compile --quiet --no-header --universal --python-version 3.11 --generate-hashes \
 	        $$set.in -o $$set.txt; done
 
 $(VENV)/.ready: requirements/dev.txt
-	@$(PYTHON) -m scripts.test_tools $(VENV)
+	@$(PYTHON) -m scripts.dev_env venv $(VENV)
 	@touch $@

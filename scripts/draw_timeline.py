@@ -18,12 +18,12 @@ COLOURS = {
     "ANSWERS": "#1a7f37",
 }
 WORDS = {
-    "FAULT": ("the model’s process is frozen", "/api/version, /api/tags, /api/ps still say 200"),
+    "FAULT": ("the model’s process is frozen", "/api/version and /api/ps still return 200"),
     "CHECK": ("the probe: stalled", "a check fails, {n} of 3"),
-    "UNHEALTHY": ("Docker: unhealthy", "for whoever listens"),
-    "KILL": ("autoheal: restart", "told by the event, not by the next poll"),
+    "UNHEALTHY": ("Docker: unhealthy", "sent as an event"),
+    "KILL": ("autoheal: restart", "triggered by the event, not by polling"),
     "START": ("the container runs again", ""),
-    "HEALTHY": ("Docker: healthy", "the probe is content"),
+    "HEALTHY": ("Docker: healthy", "the health check passes"),
     "ANSWERS": ("a user’s request is answered", ""),
 }
 ROW, WIDTH = 62, 640
@@ -35,7 +35,7 @@ def main() -> None:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         'font-family="system-ui, sans-serif">',
-        "<title>A frozen model is found and healed: seconds since the fault</title>",
+        "<title>A frozen model is detected and healed: seconds since the fault</title>",
         f'<rect width="{WIDTH}" height="{height}" rx="12" fill="#ffffff" stroke="#d0d7de"/>',
         f'<line x1="150" y1="45" x2="150" y2="{height - 55}" stroke="#d0d7de" stroke-width="4"/>',
     ]

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import docker
 
-from scripts.browser import chromium
 from scripts.say import ROOT
-from tests.e2e.conftest import OLLAMA, SECOND, Autoheal, Ollama, free_port, volume_of_models
-from tests.nvml import Nvml
+from testbed.autoheal import Autoheal
+from testbed.browser import chromium
+from testbed.containers import OLLAMA, SECOND
+from testbed.models import volume_of_models
+from testbed.network import free_port
+from testbed.nvml import Nvml
+from testbed.ollama import Ollama
+from testbed.runs import LABELS
 
 MINUTES = 5
 PICTURES = (
@@ -64,8 +69,8 @@ def servers(
             OLLAMA,
             detach=True,
             name=name,
-            labels={label: "true"},
-            environment={"PROBE_QUIET": "0", "PROBE_TIMEOUT": "2", "PROBE_GPU": "off"},
+            labels={label: "true", **LABELS},
+            environment={"PROBE_TIMEOUT": "2", "PROBE_GPU": "off"},
             volumes={models: {"bind": "/root/.ollama", "mode": "rw"}},
             healthcheck={
                 "test": ["CMD", "ollama-probe", "check"],

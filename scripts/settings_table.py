@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import autoheal.settings
 import probe.settings
-from probe.settings import Knob
+from probe.knobs import Knob
 from scripts.say import ROOT
 
 TABLES = {
