@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import threading
+import venv
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +21,16 @@ import ollama as ollama_library
 import pytest
 
 from probe.monitor import OllamaGPUMonitor
-from tests.e2e.conftest import ROOT, Ollama
-from tests.nvml import Nvml
+from scripts.say import run
+from testbed.containers import ROOT
+from testbed.nvml import Nvml
+from testbed.ollama import Ollama
 
-PRELUDE = """
-import json, sys, probe.monitor
-sys.modules["ollama_gpu_monitor"] = probe.monitor
-from probe.monitor import OllamaGPUMonitor
-"""
+IMPORT = "from ollama_gpu_monitor import OllamaGPUMonitor\n"
+"""The first line of the documentation's Quick Start, on which its other programs build."""
 
 CALL_THE_API = """
+import json  # the documented program uses it, too, and does not import it
 from fastapi.testclient import TestClient
 with TestClient(app) as client:
     for page in ("status", "processes", "gpu"):
@@ -36,6 +38,7 @@ with TestClient(app) as client:
 """
 
 USE_THE_EXTENSION = """
+import json
 print(json.dumps(ExtendedOllamaMonitor(alert_threshold=0.1).check_alerts()))
 """
 
@@ -58,21 +61,35 @@ GPUS = (
 )
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment that has the distribution, and not this directory.
+
+    Dependencies are those that the tests have; the wheel goes before them on the path.
+    """
+    directory = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(directory), str(ROOT)])
+    [wheel] = directory.glob("*.whl")
+    venv.create(directory / "venv", symlinks=True)
+    python = directory / "venv/bin/python"
+    run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)])
+    [packages] = directory.glob("venv/lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
 class World:
     """A server with a loaded model, and two GPUs; programs run in it."""
 
-    def __init__(self, ollama: Ollama, nvml: Nvml, directory: Path) -> None:
-        self.ollama, self.directory = ollama, directory
-        self.env = {
-            **os.environ,
-            "OLLAMA_HOST": ollama.url,
-            "LD_LIBRARY_PATH": str(nvml.directory),
-            "PYTHONPATH": str(ROOT),
-        }
+    def __init__(self, python: Path, ollama: Ollama, nvml: Nvml, directory: Path) -> None:
+        self.python, self.ollama, self.directory = python, ollama, directory
+        others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.env = {**others, "OLLAMA_HOST": ollama.url, "LD_LIBRARY_PATH": str(nvml.directory)}
 
     def run(self, program: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PRELUDE + program],
+            [str(self.python), "-W", "ignore", "-c", program],
             env=self.env,
             cwd=self.directory,
             capture_output=True,
@@ -84,45 +101,45 @@ class World:
 
 
 @pytest.fixture
-def world(ollama: Callable[..., Ollama], nvml: Nvml, tmp_path: Path) -> World:
+def world(installed: Path, ollama: Callable[..., Ollama], nvml: Nvml, tmp_path: Path) -> World:
     nvml.answer(*GPUS)
     one = ollama()
     one.wait_listening()
-    one.generate("tiny")
-    return World(one, nvml, tmp_path)
+    one.request(model="tiny", keep_alive="24h")
+    return World(installed, one, nvml, tmp_path)
 
 
-def test_the_programs_that_people_have_run_unchanged(world: World) -> None:
+def test_the_documented_programs_run_unchanged_after_pip_install(world: World) -> None:
     text = world.run(EXAMPLES["Quick Start"])
     assert "tiny:latest" in text
     assert "100% CPU" in text
     assert "GPU 0: Simulated GPU" in text
 
-    assert "8.79/24.00 GB (36.6%)" in world.run(EXAMPLES["Synchronous Usage"])
+    assert "8.79/24.00 GB (36.6%)" in world.run(IMPORT + EXAMPLES["Synchronous Usage"])
     stored = json.loads((world.directory / "ollama_status.json").read_text())
     assert [one["name"] for one in stored["ollama_processes"]] == ["tiny:latest"]
     assert [one["gpu_id"] for one in stored["gpu_status"]] == [0, 1]
 
-    assert '"name": "tiny:latest"' in world.run(EXAMPLES["Asynchronous Usage"])
+    assert '"name": "tiny:latest"' in world.run(IMPORT + EXAMPLES["Asynchronous Usage"])
 
-    pages = world.run(EXAMPLES["API Integration"] + CALL_THE_API).splitlines()
+    pages = world.run(IMPORT + EXAMPLES["API Integration"] + CALL_THE_API).splitlines()
     status, processes, gpus = map(json.loads, pages)
     assert status["errors"] == {}
     assert processes["processes"][0]["name"] == "tiny:latest"
     assert gpus["gpu_info"][0]["used_memory"] == 9000
 
-    [alert] = json.loads(world.run(EXAMPLES["Extending the Class"] + USE_THE_EXTENSION))
+    [alert] = json.loads(world.run(IMPORT + EXAMPLES["Extending the Class"] + USE_THE_EXTENSION))
     assert (alert["type"], alert["gpu_id"]) == ("high_memory_usage", 0)
-    world.run(EXAMPLES["Debugging"])
+    world.run(IMPORT + EXAMPLES["Debugging"])
 
 
 def test_what_it_says_is_what_the_server_and_nvml_say(world: World) -> None:
-    said = json.loads(world.run("print(OllamaGPUMonitor().to_json())"))
+    said = json.loads(world.run(IMPORT + "print(OllamaGPUMonitor().to_json())"))
     [row], [shown] = world.ollama.loaded, said["ollama_processes"]
     assert shown["size_bytes"] == row["size"]
     assert shown["size_vram_bytes"] == row["size_vram"]
     assert shown["id"] == row["digest"][:12]
-    assert shown["until"] in ("4 minutes from now", "5 minutes from now")
+    assert shown["until"] in ("23 hours from now", "24 hours from now")
     first, second = said["gpu_status"]
     assert (first["used_memory"], first["total_memory"], first["unit"]) == (9000, 24576, "MB")
     assert (first["temperature"], first["power_usage"], first["power_limit"]) == (61, 210, 350)
@@ -149,9 +166,9 @@ def test_a_server_that_is_gone_is_an_error_that_is_named_and_gpus_are_still_show
 ) -> None:
     world.env["OLLAMA_HOST"] = NOBODY
     program = "m = OllamaGPUMonitor(retry_attempts=2, retry_delay=0.1)\nprint(m.to_json())\n"
-    said = json.loads(world.run(program))
+    said = json.loads(world.run(IMPORT + program))
     assert said["ollama_processes"] == []
-    assert "/api/ps" in said["errors"]["ollama"]
+    assert f"nothing listens at {NOBODY}" in said["errors"]["ollama"]
     assert len(said["gpu_status"]) == 2
 
 
@@ -168,25 +185,29 @@ def test_readings_are_kept_for_a_while_and_a_callers_changes_to_them_are_not(
 
 
 def test_a_background_refresh_ends_with_its_owner() -> None:
-    def threads() -> list[threading.Thread]:
-        return [t for t in threading.enumerate() if t.name == "ollama-gpu-monitor"]
-
-    def begin() -> OllamaGPUMonitor:
-        return OllamaGPUMonitor(
-            enable_background_refresh=True, background_refresh_interval=60, retry_attempts=1
+    def begin() -> tuple[OllamaGPUMonitor, threading.Thread]:
+        before = threading.enumerate()
+        monitor = OllamaGPUMonitor(
+            enable_background_refresh=True, background_refresh_interval=3600, retry_attempts=1
         )
+        named = (t for t in threading.enumerate() if t.name == "ollama-gpu-monitor")
+        [thread] = set(named) - set(before)
+        return monitor, thread
 
-    with begin():
-        assert len(threads()) == 1
-    assert threads() == []
-    monitor = begin()
+    monitor, thread = begin()
+    with monitor:
+        assert thread.is_alive()
+    thread.join(60)  # what is being read is read to its end
+    assert not thread.is_alive()
+    monitor, thread = begin()
     monitor._stop_background_refresh()
-    assert threads() == []
-    forgotten = begin()
-    owner, [thread] = weakref.ref(forgotten), threads()
-    del forgotten
+    thread.join(60)
+    assert not thread.is_alive()
+    monitor, thread = begin()
+    owner = weakref.ref(monitor)
+    del monitor
     while owner() is not None:  # a refresh under way still holds it
         gc.collect()
         thread.join(0.01)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

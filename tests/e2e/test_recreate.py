@@ -1,33 +1,24 @@
-"""A container made again from its own inspection: nobody can tell the difference."""
+"""A container recreated from its own inspection: nobody can tell the difference."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import subprocess
+import re
 import time
-import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
-from autoheal.engine import Engine
-from autoheal.heal import Healer, Result
-from autoheal.incident import Action, Attempt, Incident
-from autoheal.ledger import Ledger
-from autoheal.settings import Settings
-from tests.e2e.conftest import AUTOHEAL
-
-QUICK = ["--stop-signal", "SIGKILL"]
-
-SLEEP = ["--entrypoint", "/bin/sleep", AUTOHEAL, "1000"]
-"""The end of a `docker run` whose container does nothing."""
+from testbed.command import docker_cli, inspect
+from testbed.containers import AUTOHEAL, QUICK_STOP, SLEEP
+from testbed.deadlines import Deadline
+from testbed.network import create_network, free_port
+from testbed.recreator import Recreator
+from testbed.runs import compose_project, unique
 
 OF_THE_MOMENT = {
     *("Id", "Created", "State", "RestartCount", "ResolvConfPath", "HostnamePath", "HostsPath"),
@@ -39,84 +30,33 @@ CHOSEN_BY_DOCKER = {
     *("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "IPv6Gateway", "GlobalIPv6Address"),
     *("GlobalIPv6PrefixLen", "MacAddress", "DNSNames"),
 }
-"""What an endpoint has that the user did not choose; what he did is in IPAMConfig and Config."""
-
-
-class Remaker:
-    """Makes a container again by its name, with the healer itself."""
-
-    def __init__(self, directory: Path) -> None:
-        self.engine = Engine(Settings(), os.environ)
-        self.ledger = Ledger(str(directory / "ledger.db"), str(directory))
-        self.healer = Healer(self.engine, self.ledger)
-
-    def __call__(self, name: str) -> Result:
-        container = self.engine.look(name).id
-        incident = self.ledger.save(Incident(name, container, time.time(), "a test"))
-        attempt = Attempt(time.time(), Action.RECREATE)
-        number, operations = self.ledger.begin(
-            incident, attempt, [(Action.RECREATE, name, {"id": container, "stop_timeout": 1})]
-        )
-        return self.healer.carry_out(number, operations, attempt.at)
+"""What an endpoint has that the user did not choose; what they did is in IPAMConfig and Config."""
 
 
 @pytest.fixture
-def recreate(tmp_path: Path) -> Remaker:
-    return Remaker(tmp_path)
-
-
-@pytest.fixture
-def name() -> Iterator[str]:
-    """A name of this test's own; what bears it is removed after the test."""
-    one = f"zoo-{uuid.uuid4().hex[:8]}"
-    yield one
-    clean_up(one)
-
-
-def clean_up(*names: str) -> None:
-    """Remove all whose name begins with one of these, and the volumes that they have."""
-    filters = [word for name in names for word in ("--filter", f"name={name}")]
-    volumes = docker_cli("volume", "ls", "--quiet", *filters).split()
-    containers = docker_cli("ps", "--all", "--quiet", *filters).split()
-    if containers:
-        # an anonymous one has been named since, and does not go with its container
-        form = "{{range .Mounts}}{{.Name}} {{end}}"
-        volumes += docker_cli("inspect", "--format", form, *containers).split()
-        docker_cli("rm", "--force", "--volumes", *containers)
-    networks = docker_cli("network", "ls", "--quiet", *filters).split()
-    if networks:
-        docker_cli("network", "rm", *networks)
-    if volumes:
-        docker_cli("volume", "rm", "--force", *sorted(set(volumes)))
+def recreate(tmp_path: Path) -> Recreator:
+    return Recreator(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def image_with_volume(engine: docker.DockerClient) -> Iterator[str]:
     """An image with a volume, a command, an environment, a user and a health check of its own."""
-    tag = "autoheal-zoo:latest"
     recipe = (
         f"FROM {AUTOHEAL}\nVOLUME /data\nENV FROM_IMAGE=yes\nLABEL from.image=yes\nEXPOSE 8080\n"
         'USER 1000:1000\nWORKDIR /tmp\nENTRYPOINT ["/bin/sleep"]\nCMD ["1000"]\n'
         "STOPSIGNAL SIGKILL\nHEALTHCHECK --interval=1h CMD true\n"
     )
-    subprocess.run(
-        ["docker", "build", "--quiet", "--tag", tag, "-"],
-        input=recipe.encode(),
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    with built(engine, recipe) as tag:
+        yield tag
+
+
+@contextmanager
+def built(engine: docker.DockerClient, recipe: str) -> Iterator[str]:
+    """An image of a Dockerfile, under a name of its own."""
+    tag = f"{unique('test')}:latest"
+    docker_cli("build", "--quiet", "--tag", tag, "-", stdin=recipe)
     yield tag
     engine.images.remove(tag, force=True)
-
-
-def docker_cli(*words: str) -> str:
-    done = subprocess.run(["docker", *words], capture_output=True, text=True)
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
-
-
-def inspect(name: str) -> dict[str, Any]:
-    return dict(json.loads(docker_cli("inspect", name))[0])
 
 
 def comparable(inspection: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +96,7 @@ SHAPES = {
     "host name": ["--hostname", "web", "--domainname", "example.org"],
     "working directory and user": ["-w", "/tmp", "-u", "1000:1000", "--group-add", "5"],
     "terminal": ["-t", "-i"],
-    "ports": ["-p", "127.0.0.1:18081:80", "-p", "127.0.0.1:18082:81/udp", "--expose", "99"],
+    "ports": ["-p", "127.0.0.1:PORT:80", "-p", "127.0.0.1:PORT:81/udp", "--expose", "99"],
     "random ports": ["-P", "--expose", "80", "-p", "127.0.0.1::82"],
     "bind mounts": ["-v", "/etc/hostname:/x:ro", "-v", "/opt:/y:rw,rprivate"],
     "mounts": [
@@ -200,7 +140,7 @@ SHAPES = {
     "MAC address": ["--mac-address", "02:11:22:33:44:55"],
     "own network": ["--network", "NAME-a", "--network-alias", "web", "--network-alias", "www"],
     "static address": [
-        *("--network", "NAME-b", "--ip", "10.213.7.77", "--mac-address", "02:11:22:33:44:66"),
+        *("--network", "NAME-b", "--ip", "SUBNET.77", "--mac-address", "02:11:22:33:44:66"),
     ],
     "link": ["--link", "NAME-other:db"],
     "link in a network": ["--network", "NAME-a", "--link", "NAME-netmate:db"],
@@ -212,71 +152,47 @@ SHAPES = {
 }
 
 
-@dataclass(frozen=True)
-class MadeAgain:
-    """A container of some shape, before and after, or what went wrong."""
-
-    name: str
-    before: dict[str, Any]
-    after: dict[str, Any]
-    error: str | None
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[MadeAgain]]]:
-    """One container of each shape, made again; several at a time, as most of it is waiting."""
-    healer = Remaker(tmp_path_factory.mktemp("zoo"))
-    names = {shape: f"zoo-{uuid.uuid4().hex[:8]}" for shape in SHAPES}
-    with ThreadPoolExecutor(6) as pool:
-        yield {
-            shape: pool.submit(_make_again, names[shape], SHAPES[shape], healer) for shape in SHAPES
-        }
-    clean_up(*names.values())
-
-
-def _make_again(name: str, shape: list[str], healer: Remaker) -> MadeAgain:
-    words = [word.replace("NAME", name) for word in shape]
-    text = " ".join(words)
-    if f"{name}-a" in text:
-        docker_cli("network", "create", f"{name}-a")
-    if f"{name}-b" in text:
-        docker_cli("network", "create", "--subnet", "10.213.7.0/24", f"{name}-b")
-    if f"{name}-other" in text:
-        other = ["--name", f"{name}-other", "--ipc", "shareable", "-v", "/v"]
-        docker_cli("run", "-d", *QUICK, *other, *SLEEP)
-    if f"{name}-netmate" in text:
-        mate = ["--name", f"{name}-netmate", "--network", f"{name}-a"]
-        docker_cli("run", "-d", *QUICK, *mate, *SLEEP)
-    quick = [] if "--stop-signal" in words else QUICK
-    docker_cli("run", "-d", "--name", name, *quick, *words, *SLEEP)
-    before = inspect(name)
-    return MadeAgain(name, before, error=healer(name).error, after=inspect(name))
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_container_of_any_shape_is_made_again_alike(
-    shape: str, zoo: dict[str, Future[MadeAgain]], engine: docker.DockerClient
+def test_a_container_of_any_shape_is_recreated_alike(
+    shape: str, name: str, recreate: Recreator, engine: docker.DockerClient
 ) -> None:
     api = tuple(map(int, engine.version()["ApiVersion"].split(".")))
     if "--mac-address" in SHAPES[shape] and api < (1, 44):
         pytest.skip("the newer command line cannot say this to an older engine")
     try:
-        made = zoo[shape].result()
+        run(name, SHAPES[shape])
     except AssertionError as error:
         if "unable to apply caps" in str(error):
             pytest.skip("this machine does not let an older engine run privileged containers")
         raise
-    assert_alike(made)
+    assert_recreated_alike(name, recreate)
 
 
-def assert_made_again_alike(name: str, recreate: Remaker) -> None:
+def run(name: str, shape: list[str]) -> None:
+    """Run a container of some shape, and before it what it refers to."""
+    words = [
+        re.sub("PORT", lambda _: str(free_port()), word.replace("NAME", name)) for word in shape
+    ]
+    text = " ".join(words)
+    if f"{name}-a" in text:
+        docker_cli("network", "create", f"{name}-a")
+    if f"{name}-b" in text:
+        subnet = create_network(f"{name}-b")
+        words = [word.replace("SUBNET", subnet) for word in words]
+    if f"{name}-other" in text:
+        other = ["--name", f"{name}-other", "--ipc", "shareable", "-v", "/v"]
+        docker_cli("run", "-d", *QUICK_STOP, *other, *SLEEP)
+    if f"{name}-netmate" in text:
+        mate = ["--name", f"{name}-netmate", "--network", f"{name}-a"]
+        docker_cli("run", "-d", *QUICK_STOP, *mate, *SLEEP)
+    quick = () if "--stop-signal" in words else QUICK_STOP
+    docker_cli("run", "-d", "--name", name, *quick, *words, *SLEEP)
+
+
+def assert_recreated_alike(name: str, recreate: Recreator) -> None:
     before = inspect(name)
-    assert_alike(MadeAgain(name, before, error=recreate(name).error, after=inspect(name)))
-
-
-def assert_alike(one: MadeAgain) -> None:
-    name, before, after = one.name, one.before, one.after
-    assert one.error is None
+    assert recreate(name).error is None
+    after = inspect(name)
     assert after["Id"] != before["Id"]
     assert after["State"]["Running"]
     assert comparable(after) == comparable(before)
@@ -300,50 +216,47 @@ def assert_alike(one: MadeAgain) -> None:
     ids=["as it is", "entrypoint", "no entrypoint", "volume", "named volume", "over it all"],
 )
 def test_what_came_from_the_image_is_kept_too(
-    words: list[str], name: str, image_with_volume: str, recreate: Remaker
+    words: list[str], name: str, image_with_volume: str, recreate: Recreator
 ) -> None:
     words = [w.replace("NAME", name).replace("IMAGE", image_with_volume) for w in words]
     end = [] if image_with_volume in words else [image_with_volume]
     docker_cli("run", "-d", "--name", name, *words, *end)
-    assert_made_again_alike(name, recreate)
+    assert_recreated_alike(name, recreate)
 
 
-def test_what_lies_in_an_anonymous_volume_is_still_there(name: str, recreate: Remaker) -> None:
+def test_what_lies_in_an_anonymous_volume_is_still_there(name: str, recreate: Recreator) -> None:
     docker_cli("run", "-d", "--name", name, "-v", "/data", *SLEEP)
     docker_cli("exec", name, "touch", "/data/precious")
     assert recreate(name).error is None
     assert docker_cli("exec", name, "ls", "/data").split() == ["precious"]
 
 
-def test_all_of_its_networks_are_kept(name: str, recreate: Remaker) -> None:
-    for network, subnet in ((f"{name}-a", "10.213.8.0/24"), (f"{name}-b", "10.213.9.0/24")):
-        docker_cli("network", "create", "--subnet", subnet, network)
+def test_all_of_its_networks_are_kept(name: str, recreate: Recreator) -> None:
+    create_network(f"{name}-a")
+    address = f"{create_network(f'{name}-b')}.9"
     docker_cli("run", "-d", "--name", name, "--network", f"{name}-a", *SLEEP)
-    docker_cli("network", "connect", "--ip", "10.213.9.9", "--alias", "web", f"{name}-b", name)
+    docker_cli("network", "connect", "--ip", address, "--alias", "web", f"{name}-b", name)
     docker_cli("network", "connect", "bridge", name)
-    assert_made_again_alike(name, recreate)
-    assert inspect(name)["NetworkSettings"]["Networks"][f"{name}-b"]["IPAddress"] == "10.213.9.9"
+    assert_recreated_alike(name, recreate)
+    assert inspect(name)["NetworkSettings"]["Networks"][f"{name}-b"]["IPAddress"] == address
 
 
 def test_an_image_whose_name_means_another_by_now_is_kept_by_its_id(
-    name: str, engine: docker.DockerClient, recreate: Remaker
+    name: str, engine: docker.DockerClient, recreate: Recreator
 ) -> None:
-    engine.images.get(AUTOHEAL).tag("autoheal-zoo-moving", "latest")
-    try:
-        words = ["--entrypoint", "/bin/sleep", "autoheal-zoo-moving", "1000"]
-        docker_cli("run", "-d", "--name", name, *words)
+    with built(engine, f"FROM {AUTOHEAL}\nENV OTHER=0\n") as tag:
+        docker_cli("run", "-d", "--name", name, "--entrypoint", "/bin/sleep", tag, "1000")
         before = inspect(name)
-        other = engine.containers.create(AUTOHEAL)
-        other.commit("autoheal-zoo-moving", "latest", changes=["ENV OTHER=1"])
-        other.remove()
+        other = f"FROM {AUTOHEAL}\nENV OTHER=1\n"
+        docker_cli("build", "--quiet", "--tag", tag, "-", stdin=other)
         assert recreate(name).error is None
         assert inspect(name)["Image"] == before["Image"]
-        assert "OTHER=1" not in inspect(name)["Config"]["Env"]
-    finally:
-        engine.images.remove("autoheal-zoo-moving", force=True)
+        assert "OTHER=0" in inspect(name)["Config"]["Env"]
 
 
-def test_one_that_goes_away_when_it_stops_is_left_alone(name: str, recreate: Remaker) -> None:
+def test_a_container_that_is_removed_when_it_stops_is_left_alone(
+    name: str, recreate: Recreator
+) -> None:
     docker_cli("run", "-d", "--rm", "--name", name, *SLEEP)
     before = inspect(name)
     assert "it is not made again" in str(recreate(name).error)
@@ -351,14 +264,16 @@ def test_one_that_goes_away_when_it_stops_is_left_alone(name: str, recreate: Rem
 
 
 def test_the_old_one_comes_back_where_the_new_one_does_not_run(
-    name: str, tmp_path: Path, recreate: Remaker
+    name: str, tmp_path: Path, recreate: Recreator
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
     script = "test -e /s/first && exit 3; touch /s/first; exec sleep 1000"
     words = ["-v", f"{source}:/s", "--entrypoint", "/bin/sh", AUTOHEAL, "-c", script]
     docker_cli("run", "-d", "--name", name, *words)
+    deadline = Deadline()
     while not (source / "first").exists():
+        assert not deadline.passed
         time.sleep(0.05)  # the container's first life writes it
     before = inspect(name)
     error = recreate(name).error
@@ -406,8 +321,9 @@ networks: {{front: {{}}, back: {{}}}}
 
 
 def test_compose_cannot_tell_the_difference_and_dependents_follow(
-    name: str, tmp_path: Path, recreate: Remaker
+    tmp_path: Path, recreate: Recreator
 ) -> None:
+    name = compose_project()
     (tmp_path / "note").write_text("hello")
     (tmp_path / "compose.yaml").write_text(COMPOSE.format(image=AUTOHEAL))
     compose = ["compose", "--project-directory", str(tmp_path), "--project-name", name]

@@ -1,18 +1,28 @@
-"""The stand-in for NVML: compiled here, seen by the real pynvml in a real probe."""
+"""Compile the stand-in for NVML, which the real pynvml in a real probe loads."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from probe.processes import all_visible
+
 MOUNT = "/usr/local/nvidia/lib"
-"""Where NVIDIA's runtime puts its libraries for Ollama's image."""
+"""Where Ollama's image searches for the driver's libraries."""
 
 HEALTHY = "device GPU-1 24576 9000 0"
 
+needs_host_pids = pytest.mark.skipif(
+    not all_visible(),
+    reason="needs the host's PID namespace, as these tests lack in a container",
+)
+"""For tests in which NVML names processes by their ids."""
+
 
 class Nvml:
-    """A directory with `libnvidia-ml.so.1` and what it answers."""
+    """A directory with `libnvidia-ml.so.1` and the file of its answers."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -24,7 +34,7 @@ class Nvml:
         self.answer(HEALTHY)
 
     def answer(self, *lines: str) -> None:
-        """Answer so from the next check on; the lines are explained in `nvml.c`."""
+        """Set the answers from the next reading on; `nvml.c` explains the lines."""
         (self.directory / "nvml.conf").write_text("\n".join(lines) + "\n")
 
     @property

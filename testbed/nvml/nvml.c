@@ -1,16 +1,21 @@
-/* A stand-in for NVIDIA's NVML at its C ABI, below the real pynvml. What it answers stands in
- * the file nvml.conf beside it, read anew at each initialisation:
+/* A stand-in for NVIDIA's NVML at its C ABI, below the real pynvml. Its answers are in the file
+ * nvml.conf beside it, which it reads at each initialisation:
  *
  *   error CODE                          nvmlInit answers CODE (999 is NVML_ERROR_UNKNOWN)
  *   hang SECONDS                        nvmlInit takes that long
  *   old                                 a driver without MIG and without the newer memory call
+ *   driver VERSION                      the driver's version; "-" is NVML_ERROR_NOT_SUPPORTED
  *   device UUID TOTAL_MIB USED_MIB UTILIZATION_PERCENT
  *   slice UUID TOTAL_MIB USED_MIB       a MIG slice of the device before it
  *   unified UUID                        a device that has no memory of its own
- *   broken CODE                         a device whose handle cannot be had
- *   reserved MIB                        what the driver keeps of each device
- *   process PID [MIB [UTILIZATION_PERCENT]]  one that holds memory of the device before it
+ *   broken CODE                         a device whose handle is refused with CODE
+ *   reserved MIB                        what the driver reserves of each device
+ *   process PID [MIB [UTILIZATION_PERCENT]]  a process with memory of the device before it; with
+ *                                       4294967295 MIB its size is not given
+ *   unlisted                            the device before it does not list its processes
  *   detail CELSIUS DRAW_MW LIMIT_MW ECC_ERRORS THROTTLE_BITS  more of the device before it
+ *
+ * A UUID of "-" is NVML_ERROR_NOT_SUPPORTED, as on a Jetson.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +30,7 @@ struct device {
     unsigned long long total, used;
     unsigned utilization;
     unsigned pids[MOST], held[MOST], shares[MOST], processes;
-    unsigned detailed, celsius, draw, limit;
+    unsigned detailed, celsius, draw, limit, unlisted;
     unsigned long long ecc, throttle;
     int code, parent, slices; /* parent: index of the device that this is a slice of, or -1 */
 };
@@ -38,6 +43,7 @@ struct sample { unsigned pid; unsigned long long at; unsigned sm, memory, encode
 static struct device devices[MOST];
 static unsigned count, old;
 static unsigned long long reserved;
+static char driver[80];
 
 static struct device *next(int parent) {
     if (count == MOST) return &devices[MOST - 1];
@@ -60,12 +66,15 @@ int nvmlInitWithFlags(unsigned flags) {
     FILE *file = fopen(path, "r");
     count = old = 0;
     reserved = 0;
+    strcpy(driver, "550.54.15");
     while (file && fgets(line, sizeof line, file)) {
         struct device *d = NULL;
         if (sscanf(line, "hang %d", &seconds) == 1) sleep(seconds);
         sscanf(line, "error %d", &code);
         sscanf(line, "reserved %llu", &reserved);
+        sscanf(line, "driver %79s", driver);
         if (strncmp(line, "old", 3) == 0) old = 1;
+        if (strncmp(line, "unlisted", 8) == 0 && last >= 0) devices[last].unlisted = 1;
         unsigned held = 1024, share = 0;
         if (sscanf(line, "process %d %u %u", &number, &held, &share) >= 1 && last >= 0 &&
             devices[last].processes < MOST) {
@@ -90,6 +99,7 @@ int nvmlInitWithFlags(unsigned flags) {
             d = next(last);
         } else if (sscanf(line, "unified %95s", uuid) == 1) {
             total = used = 0;
+            last = count;
             d = next(-1);
         } else if (sscanf(line, "broken %d", &number) == 1) {
             next(-1)->code = number;
@@ -107,13 +117,14 @@ int nvmlShutdown(void) { return SUCCESS; }
 int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, unsigned *n, struct process *out) {
     unsigned room = *n, i, found = 0;
     char path[32];
+    if (d->unlisted) return NOT_SUPPORTED;
     for (i = 0; i < d->processes; i++) {
         snprintf(path, sizeof path, "/proc/%u", d->pids[i]);
         if (access(path, F_OK) != 0) continue; /* its memory went with it */
         if (found < room) {
             memset(&out[found], 0, sizeof out[found]);
             out[found].pid = d->pids[i];
-            out[found].used = (unsigned long long)d->held[i] << 20;
+            out[found].used = d->held[i] == ~0u ? ~0ull : (unsigned long long)d->held[i] << 20;
         }
         found++;
     }
@@ -155,9 +166,10 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *d, unsigned long lo
     *out = d->throttle;
     return d->detailed ? SUCCESS : NOT_SUPPORTED;
 }
+static int given(const char *text) { return strcmp(text, "-") ? SUCCESS : NOT_SUPPORTED; }
 int nvmlSystemGetDriverVersion(char *text, unsigned length) {
-    snprintf(text, length, "550.54.15");
-    return SUCCESS;
+    snprintf(text, length, "%s", driver);
+    return given(driver);
 }
 int nvmlDeviceGetCount_v2(unsigned *n) {
     *n = 0;
@@ -216,7 +228,7 @@ int nvmlDeviceGetUtilizationRates(struct device *d, struct utilization *u) {
 }
 int nvmlDeviceGetUUID(struct device *d, char *text, unsigned length) {
     snprintf(text, length, "%s", d->uuid);
-    return SUCCESS;
+    return given(d->uuid);
 }
 int nvmlDeviceGetName(struct device *d, char *text, unsigned length) {
     snprintf(text, length, d->parent < 0 ? "Simulated GPU" : "Simulated GPU MIG 1g");

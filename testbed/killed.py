@@ -1,7 +1,7 @@
 """`autoheal run` that is killed (SIGKILL) right after the Nth thing it does.
 
-    python -m tests.faults.killed kill N FILE
-    python -m tests.faults.killed fail N FILE    the Nth call to the engine fails instead
+    python -m testbed.killed kill N FILE
+    python -m testbed.killed fail N FILE    the Nth call to the engine fails instead
 
 What it does is each change in the ledger and each changing call to the engine; the names of all
 that it did go to FILE, a line each. With N = 0 nothing happens to it. A name that ends with `…`

@@ -1,0 +1,1 @@
+"""Starts the real things that tests, benchmarks, screenshots and the demo run against."""

@@ -1,0 +1,3 @@
+"""Every test has the fixtures of the testbed."""
+
+pytest_plugins = ["testbed.fixtures"]
