@@ -1,4 +1,4 @@
-"""AMD's GPUs, read from the kernel's sysfs: no tool and no library of AMD's is needed."""
+"""Read AMD GPUs from the kernel's sysfs, without AMD's tools and libraries."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import glob
 import os
 import re
 
-from probe.gpu import GpuDevice
+from probe.gpu_reading import GpuDevice
 
 _VENDOR = "0x1002"
 
 
 def devices(sysfs: str = "/sys") -> tuple[GpuDevice, ...]:
-    """Every AMD GPU that the kernel's `amdgpu` drives, in the order of the cards; never raises.
+    """Return every GPU of the kernel's `amdgpu` driver, in the order of the cards; never raises.
 
-    What a card does not give is None. Processes are not told: the kernel counts them by file.
+    What a card does not give is None. Processes are not listed: the kernel accounts memory by
+    open file.
+
+    Args:
+        sysfs: where sysfs is mounted.
     """
     found: list[GpuDevice] = []
-    cards = {  # less their connectors, such as card0-DP-1
+    cards = {  # without their connectors, such as card0-DP-1
         int(match[1]): path
         for path in glob.glob(f"{sysfs}/class/drm/card[0-9]*/device")
         if (match := re.search(r"/card(\d+)/device$", path))
@@ -33,7 +37,7 @@ def _device(card: str, total: int, index: int) -> GpuDevice:
     address = os.path.basename(os.path.realpath(card))
     sensors = next(iter(sorted(glob.glob(f"{card}/hwmon/hwmon*"))), "")
     millidegrees = _number(f"{sensors}/temp1_input")
-    # Newer cards give what they draw now, older ones only an average.
+    # Newer cards give the current draw, older ones only an average.
     drawn = _number(f"{sensors}/power1_average")
     microwatts = _number(f"{sensors}/power1_input") if drawn is None else drawn
     cap = _number(f"{sensors}/power1_cap")
@@ -60,5 +64,5 @@ def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
-    except OSError:  # absent, or the card sleeps
+    except OSError:  # absent, or the card is suspended
         return ""

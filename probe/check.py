@@ -9,34 +9,46 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from probe.report import Reason, Verdict, render, to_json
-from probe.settings import SettingError, Settings
+from probe.knobs import SettingError
+from probe.report import Reason, Remedy, Verdict, render, to_json
+from probe.settings import Settings
 
 if TYPE_CHECKING:
     from probe.memory import Memory
     from probe.observation import Observation
 
 
-def look(settings: Settings) -> tuple[Verdict, Observation]:
-    """Make one check within `settings.timeout` seconds: the verdict, and what it rests on."""
+def look(settings: Settings, *, heal: bool = False) -> tuple[Verdict, Observation]:
+    """Make one check within `settings.timeout` seconds: the verdict, and what it rests on.
+
+    Args:
+        settings: the probe's settings.
+        heal: do what they say about a model that is stalled (`PROBE_HEAL`).
+    """
     from probe.deadline import alarm
     from probe.judge import judge
-    from probe.memory import MemoryFile
+    from probe.memory_file import MemoryFile
     from probe.observe import RESERVE_SECONDS, observe
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
-    file = MemoryFile(settings.state_dir, settings.host)
+    file = MemoryFile(settings)
     with suppress(TimeoutError), alarm((time.monotonic() + end) / 2):
         file.acquire()  # the alarm may ring when it is held already
     try:
         past = file.load()
         observation = observe(settings, past, end)
         verdict, present = judge(observation, past, settings, time.monotonic())
+        if heal and (verdict.remedy is Remedy.RUNNER or present.suspect):
+            from probe.end_runner import heal as end_stalled
+
+            verdict, present = end_stalled(verdict, observation, present, file.save)
         file.save(present)
     finally:
         file.release()
     if file.problem is not None:
         verdict = replace(verdict, readings={**verdict.readings, "memory": file.problem})
+    if file.gpu_problem is not None:
+        verdict = replace(verdict, readings={**verdict.readings, "gpu_memory": file.gpu_problem})
     return verdict, observation
 
 
@@ -47,20 +59,26 @@ def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
         The verdict, what it rests on, and what the checks before have left.
     """
     from probe.judge import judge
-    from probe.memory import MemoryFile
+    from probe.memory_file import MemoryFile
     from probe.observe import RESERVE_SECONDS, observe
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
-    past = MemoryFile(settings.state_dir, settings.host).peek()
+    past = MemoryFile(settings).peek()
     observation = observe(settings, past, end, ask=False, details=True)
     verdict, _ = judge(observation, past, settings, time.monotonic())
+    last = past.episodes[-1] if past.episodes else None
+    if verdict.reason is Reason.BUSY and last is not None and not last.healthy:
+        # Only asking shows whether it is over; until then what the last check found stands.
+        verdict = Verdict(False, Reason(last.reason), last.message, verdict.readings)
     return verdict, observation, past
 
 
 def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
     """Make one check, print its verdict and end the process with its exit code."""
     try:
-        verdict, _ = look(Settings.from_flags_and_env(flags, os.environ))
+        settings = Settings.from_flags_and_env(flags, os.environ)
+        # A person who looks, at a terminal, ends nothing.
+        verdict, _ = look(settings, heal=settings.heal == "runner" and not os.isatty(0))
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
     except Exception as error:  # no fault of the server's, and no reason to restart it

@@ -14,10 +14,15 @@ import click
 
 from probe import __version__
 from probe.check import glance, run
+from probe.knobs import Knob, SettingError
 from probe.report import Reason, Verdict, render
-from probe.settings import KNOBS, SERVE_KNOBS, Knob, ServeSettings, SettingError, Settings
+from probe.setting_names import setting_notes
+from probe.settings import KNOBS, RETIRED_FLAGS, SERVE_KNOBS, ServeSettings, Settings
 
 WATCH_SECONDS = 2.0
+
+SIMILAR = 0.75
+"""How similar an option must be to be suggested in the place of one that does not exist."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +35,8 @@ class OneLineGroup(click.Group):
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as error:
             print(error.format_message(), file=sys.stderr)
+        except click.UsageError as error:
+            self.complain(_usage_problem(error))
         except click.ClickException as error:
             self.complain(error.format_message())
         except SettingError as error:
@@ -41,6 +48,18 @@ class OneLineGroup(click.Group):
     def complain(self, problem: str) -> None:
         """Tell the user what is wrong, in one line."""
         print(f"{self.name}: {problem}", file=sys.stderr)
+
+
+def _usage_problem(error: click.UsageError) -> str:
+    """What is wrong with a command line, and where its options are explained."""
+    if isinstance(error, click.NoSuchOption):
+        from difflib import get_close_matches  # not needed by a check, which must start fast
+
+        # click also suggests options with only a few letters in common.
+        near = get_close_matches(error.option_name, error.possibilities or (), 1, SIMILAR)
+        error.possibilities = near  # type: ignore[misc]
+    problem = error.format_message().rstrip(".")
+    return f"{problem}; see {error.ctx.command_path} --help" if error.ctx else problem
 
 
 class _ProbeGroup(OneLineGroup):
@@ -57,7 +76,8 @@ def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         for knob in reversed(knobs):
-            text = f"{knob.help} [{knob.env}; default: {knob.default or 'none'}]"
+            default = knob.default or "none"
+            text = f"{knob.help} Allowed: {knob.allowed}. [{knob.env}; default: {default}]"
             extra: dict[str, Any] = {}
             if knob.alone is not None:
                 extra = {"is_flag": False, "flag_value": knob.alone}
@@ -67,6 +87,21 @@ def knob_options(knobs: Sequence[Knob]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def _retired_flags(function: F) -> F:
+    """Accept and ignore the flags of older versions."""
+    for flag in RETIRED_FLAGS:
+        function = click.option(flag, hidden=True, expose_value=False)(function)
+    return function
+
+
+def _format_option(person: str, text: str) -> Callable[[F], F]:
+    """`--format`: as a person reads it (`line` or `text`, the default), or `json`."""
+    choice = click.Choice([person, "json"])
+    return click.option(
+        "--format", "form", type=choice, default=person, show_default=True, help=text
+    )
 
 
 @click.group(
@@ -79,14 +114,8 @@ def main() -> None:
 
 @main.command(short_help="Make one check; this is what HEALTHCHECK runs.")
 @knob_options(KNOBS)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["line", "json"]),
-    default="line",
-    show_default=True,
-    help="One line for a person, or the whole verdict as JSON.",
-)
+@_retired_flags
+@_format_option("line", "One line for a person, or the whole verdict as JSON.")
 def check(form: str, **flags: str | None) -> None:
     """Make one check and print its verdict; exit 0 when healthy, 1 when not.
 
@@ -97,30 +126,25 @@ def check(form: str, **flags: str | None) -> None:
 
 @main.command(short_help="Show GPUs, models and the last checks.")
 @knob_options(KNOBS)
-@click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl-C.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For a person, or for a program.",
-)
+@_retired_flags
+@click.option("--watch", is_flag=True, help="Refresh every two seconds, until Ctrl-C.")
+@_format_option("text", "For a person, or for a program.")
 def status(form: str, watch: bool, **flags: str | None) -> None:
     """Show GPUs, models and the last checks; exit 0 when nothing is wrong, 1 when something is.
 
     This only looks: no model is asked for anything.
     """
-    from probe.status import as_json, page
+    from probe.status import as_json, memory_notes, page
 
     settings = Settings.from_flags_and_env(flags, os.environ)
+    notes = [*setting_notes(os.environ), *memory_notes(settings)]
     while True:
         verdict, observation, memory = glance(settings)
         now = time.monotonic()
         if form == "json":
-            text = json.dumps(as_json(verdict, observation, memory, now))
+            text = json.dumps({**as_json(verdict, observation, memory, now), "notes": notes})
         else:
-            text = page(verdict, observation, memory, now)
+            text = page(verdict, observation, memory, now, settings, notes)
         if watch and form == "text":
             click.clear()
         click.echo(text)
@@ -128,6 +152,27 @@ def status(form: str, watch: bool, **flags: str | None) -> None:
             sys.stdout.flush()
             os._exit(verdict.exit_code)  # an NVML call that hangs would hold us
         time.sleep(WATCH_SECONDS)
+
+
+@main.command("end-runner", short_help="End the process that a model is stalled in.")
+@knob_options([knob for knob in KNOBS if knob.name not in ("heal", "models")])
+@click.option("--model", "only", metavar="NAME", help="End only the runner of this model.")
+@click.option("--dry-run", is_flag=True, help="Say what would be ended, and end nothing.")
+@_format_option("line", "One line for a person, or everything as JSON.")
+def end_runner(form: str, dry_run: bool, only: str | None, **flags: str | None) -> None:
+    """Make one check; if it finds that a model is stalled in its process, end that process.
+
+    The server and its other models go on, and the next request loads the model again. It is
+    refused where the check finds nothing of the kind.
+
+    Exit codes: 0 ended, 1 not ended, 3 refused.
+    """
+    from probe.end_runner import end_runner as end
+
+    outcome = end(Settings.from_flags_and_env(flags, os.environ), only, dry_run=dry_run)
+    click.echo(json.dumps(outcome.as_json()) if form == "json" else outcome.message)
+    sys.stdout.flush()
+    os._exit(outcome.exit_code)  # an NVML call that hangs would hold us
 
 
 @main.command(short_help="Print GPUs and models as Prometheus metrics.")
@@ -167,12 +212,13 @@ def metrics(host: str | None, textfile: str | None, every: float | None) -> None
 
 @main.command(short_help="Answer over HTTP: /health, /livez, /readyz, /metrics.")
 @knob_options((*SERVE_KNOBS, *KNOBS))
+@_retired_flags
 def serve(**flags: str | None) -> None:
     """Check every --interval seconds, and answer over HTTP with what the last check found.
 
-    /health has everything: 200 well, 503 not, 206 while a model is being loaded. /livez is for a
-    liveness probe: 503 only where a restart helps. /readyz is for a readiness probe. /metrics is
-    for Prometheus.
+    /health has everything: 200 healthy, 503 unhealthy, 206 while a model is being loaded. /livez is
+    for a liveness probe: 503 only where a restart helps. /readyz is for a readiness probe. /metrics
+    is for Prometheus.
     """
     from probe.serve import serve as answer
 

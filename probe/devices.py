@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from probe import amd
-from probe.gpu import GpuFault, GpuReading, Look
+from probe.gpu_reading import GpuFault, GpuReading
+from probe.nvml import BackgroundRead
 
 TIMEOUT_SECONDS = 3.0
 
@@ -18,7 +19,7 @@ def read_all(env: Mapping[str, str], sysfs: str = "/sys") -> GpuReading:
         env: says which NVIDIA GPUs Ollama may use; an empty one leaves it all.
         sysfs: where the kernel shows AMD's.
     """
-    return with_amd(Look(env, details=True).result(TIMEOUT_SECONDS), sysfs)
+    return with_amd(BackgroundRead(env, details=True).result(TIMEOUT_SECONDS), sysfs)
 
 
 def with_amd(reading: GpuReading, sysfs: str = "/sys") -> GpuReading:

@@ -2,143 +2,250 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-from probe.memory import Episode, Load, Memory, ModelMemory, Record
-from probe.observation import Asked, Observation, Seen
-from probe.ollama import FOREVER, Answer, LoadedModel
+from probe.loads import learn_load, learn_loads
+from probe.memory import Episode, Memory, ModelMemory
+from probe.observation import Asked, Model, Observation
 from probe.plan import (
-    SAME_SECONDS,
-    clock_was_set,
-    gives_tokens,
+    OWN_TOKENS,
     identity,
+    is_calm,
     past_of,
-    session_seconds,
-    used_since,
+    progress_of,
+    same_model,
+    shape_of,
+    suspicion,
+    users_got_tokens,
+    was_calm,
 )
-from probe.report import Verdict, short_time
-from probe.settings import Limit, Settings
-
-WORK_SHARE = 0.05
-"""A runner with something to run for more than this of the time that we waited has done work."""
-
-LOAD_STEP = (0.001, 0.02, 1 << 20)
-"""The least progress that counts: of the runner's own measure, runnable seconds, memory bytes."""
-
-FAR = 5.0
-"""A learned limit is the best that was seen, made worse by this factor."""
-
-SHORT_SECONDS = 1.0
-"""No first token that comes within this is slow by a learned limit: a GPU wakes up from idling."""
+from probe.report import Verdict
+from probe.settings import Settings
 
 RECORDS = 32
+"""How many kinds of models and failed loads are remembered."""
+
 EPISODES = 10
 MESSAGE_LENGTH = 300
 
 
 def learn(observation: Observation, memory: Memory, settings: Settings, now: float) -> Memory:
     """Everything the next check should know that does not depend on the verdict."""
+    free = _free_bytes(observation, memory)
     if observation.api_error is not None:
-        return replace(memory, checked_at=observation.began_at)
-    models, records, opaque = {}, dict(memory.records), dict.fromkeys(memory.opaque)
-    for seen in observation.seen:
-        name, asked = seen.model.name, observation.asked.get(seen.model.name)
-        calm = _was_calm(seen, memory, now)
-        record = _record(records.pop(name, Record()), seen, asked, settings, calm)
-        models[name] = _model(seen, asked, memory, settings, now, observation.clock)
-        records[name] = record
-        if asked is not None and asked.reloaded and seen.runner is not None:
-            opaque[seen.runner.shape] = None
+        load = learn_load(observation, memory, now) if observation.loading else memory.load
+        # What was counted then is compared with what is counted at the next check.
+        held = {model.row.key: model.silent_seconds for model in observation.held_by}
+        models = {
+            key: replace(past, held_since=past.held_since or now - held[key])
+            if key in held
+            else past
+            for key, past in memory.models.items()
+        }
+        return replace(memory, free_bytes=free, load=load, models=models)
+    if not observation.answered:
+        return replace(memory, free_bytes=free)
+    models, shares = {}, dict(memory.vram_percents)
+    for model in observation.models:
+        known = _model(model, observation, memory, settings, now)
+        models[model.row.key] = known
+        if model.state == "ready":
+            shape = shape_of(model)
+            best = max(shares.pop(shape, 0.0), model.row.vram_percent or 0.0)
+            shares[shape] = best
+    memory = learn_loads(observation, memory, now)
+    shares = dict(list(shares.items())[-RECORDS:])
+    listed = _listed(observation, memory)
+    memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed)
+    if observation.no_time:
+        # What was known stands; the next check will see more.
+        return replace(
+            memory,
+            checked_at=observation.began_at if memory.checked_at is None else memory.checked_at,
+            models={key: m for key, m in models.items() if key in memory.models or m.silent_since},
+        )
     return replace(
         memory,
         checked_at=observation.began_at,
-        clock=observation.clock,
-        load=_load(observation, memory, now),
         models=models,
-        records=dict(list(records.items())[-RECORDS:]),
-        opaque=tuple(opaque),
+        version=observation.version,
     )
 
 
-def _busy_since(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> float | None:
-    answer = None if asked is None else asked.answer
-    silent = seen.health is not None and seen.health.state == "silent"
-    if not (silent or (answer is not None and (answer.outcome == "silent" or answer.queue_full))):
-        return None
-    past = past_of(seen, memory)
-    if past is None or past.busy_since is None or serves_users(seen, asked, memory, now):
-        return now
-    return past.busy_since
+def _listed(observation: Observation, memory: Memory) -> tuple[str, ...]:
+    """Runners that were listed: one of them without a row is no load."""
+    now = [identity(model) for model in observation.models if model.runner is not None]
+    return tuple(dict.fromkeys((*memory.listed, *now)))[-RECORDS:]
 
 
-def serves_users(seen: Seen, asked: Asked | None, memory: Memory, now: float) -> bool:
-    """Whether a user's request was completed while ours waited, or users get token by token."""
-    if asked is None:
-        return False
-    after = asked.model or seen.model
-    moved = after.expires_text != seen.model.expires_text and not seen.unfinished
-    # The end of ours, which the server notes when we go away, moves it, too.
-    if moved and _is_users(after, asked):
-        return True
-    return gives_tokens(asked.runner, past_of(seen, memory), memory, now)
+# --- one model ----------------------------------------------------------------------------
 
 
-def _was_calm(seen: Seen, memory: Memory, now: float) -> bool:
-    """Whether the runner had nothing to do since the last check, as far as can be seen.
-
-    Beside users' work a token takes longer, and that is no fault.
-    """
-    past = past_of(seen, memory)
-    if (
-        past is None
-        or past.runnable_seconds is None
-        or seen.runner is None
-        or used_since(seen, past)
-    ):
-        return False
-    used = seen.runner.runnable_seconds - past.runnable_seconds
-    return used < WORK_SHARE * max(now - (memory.checked_at or now), 0.0) or used <= 0
-
-
-def _record(
-    record: Record, seen: Seen, asked: Asked | None, settings: Settings, calm: bool
-) -> Record:
-    share = vram_percent(seen.model) or 0.0
-    if seen.health is None or seen.health.state == "ready":
-        record = replace(record, vram_percent=max(record.vram_percent, share))
-    if asked is None or not asked.ask.tokens or asked.answer.outcome != "token" or not calm:
-        return record
-    slow = any(lags(asked.answer, record, settings))
-    best, rate = record.first_token_seconds, asked.answer.tokens_per_second
+def _model(
+    model: Model, observation: Observation, memory: Memory, settings: Settings, now: float
+) -> ModelMemory:
+    asked = observation.asked.get(model.row.key, ())
+    past = past_of(model, memory)
+    if model.gone and model.row.key in memory.models:
+        return memory.models[model.row.key]  # so that it is known to be gone at the next check
+    if observation.no_time and past is not None:
+        silent_since = _silent_since(model, asked, past, memory, settings, now, no_time=True)
+        return replace(past, silent_since=silent_since)
+    row = next((one.row for one in reversed(asked) if one.row is not None), model.row)
+    runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
+    slots = next(
+        (one.slots for one in reversed(asked) if one.slots is not None),
+        model.health.slots if model.health else None,
+    )
+    fresh = ModelMemory(vram_percent=0.0, room_bytes=_room(model, observation, memory))
     return replace(
-        record,
-        first_token_seconds=min(asked.answer.seconds, best or asked.answer.seconds),
-        tokens_per_second=max(rate or 0.0, record.tokens_per_second or 0.0) or None,
-        slow_checks=record.slow_checks + 1 if slow else 0,
+        past or fresh,
+        name=model.row.name,
+        runner=identity(model),
+        clamped=model.clamped,
+        only_embeds=model.runner is not None and model.runner.command.embedding,
+        expires_text=row.expires_text,
+        expires_at=row.expires_at,
+        proven_at=now if is_proven(model, asked, memory, now) else (past or fresh).proven_at,
+        unshared_text=_unshared(model, asked, row.expires_text, past, memory, settings),
+        own_tasks=_own_tasks(asked, past),
+        # While they cannot be read those of before stand, to be compared with later ones.
+        tokens=(past or fresh).tokens if slots is None else tuple(map(progress_of, slots)),
+        runnable_seconds=runner.runnable_seconds if runner else None,
+        cpu_seconds=runner.cpu_seconds if runner else None,
+        # While it loads the server asks a runner how far it is, and its answers are no tokens.
+        writes=runner.writes if runner and model.state != "loading" else None,
+        silent_since=_silent_since(model, asked, past, memory, settings, now),
+        held_since=None,
+        slow_checks=_slow_checks(model, asked, observation, memory, settings, now),
+        vram_percent=max(past.vram_percent if past else 0.0, model.row.vram_percent or 0.0),
+        vram_bytes=model.row.size_vram_bytes,
     )
 
 
-def _load(observation: Observation, memory: Memory, now: float) -> Load | None:
-    loading = [s for s in observation.seen if s.health and s.health.state == "loading"]
-    asked = observation.loaded is not None and observation.loaded.outcome == "silent"
-    if not loading and not asked:
+def is_proven(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:
+    """Whether a token has proven a model since the last check: to us, or to a user."""
+    if any(one.ask.tokens and one.answer.outcome == "token" for one in asked):
+        return True
+    return serves_users(model, asked, memory, now)
+
+
+def serves_users(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:
+    """Whether users have got tokens since the last check, or while we waited."""
+    past, seconds = past_of(model, memory), now - (memory.checked_at or now)
+    slots = model.health.slots if model.health else None
+    if not asked or any(one.answer.outcome == "token" for one in asked):
+        return users_got_tokens(model.runner, slots, past, seconds)
+    after = asked[-1]
+    return users_got_tokens(after.runner or model.runner, after.slots or slots, past, seconds)
+
+
+def _silent_since(
+    model: Model,
+    asked: tuple[Asked, ...],
+    past: ModelMemory | None,
+    memory: Memory,
+    settings: Settings,
+    now: float,
+    *,
+    no_time: bool = False,
+) -> float | None:
+    """Since when nothing has been heard of a model; None: something has.
+
+    A request that was left unanswered is not forgotten before a later one is answered.
+    """
+    if any(one.ask.tokens and one.answer.outcome == "token" for one in asked):
         return None
-    before = memory.load or Load(now, now)
-    if not loading:
-        return replace(before, moved_at=now)  # nothing shows how far it is: its budget bounds it
-    mark = _mark(loading[0])
-    steps = zip(mark, before.mark, LOAD_STEP, strict=False)
-    if len(mark) == len(before.mark) and all(abs(a - b) < step for a, b, step in steps):
+    since = past.silent_since if past else None
+    if since is not None and serves_users(model, asked, memory, now):
+        since = None
+    if model.state == "silent" or any(is_unanswered(one) for one in asked):
+        waited = model.silent_seconds or (asked[-1].answer.seconds if asked else 0.0)
+        return now - waited if since is None else since
+    if any(one.answer.outcome == "error" for one in asked):
+        return None
+    return since if no_time or suspicion(model, settings) is not None else None
+
+
+def is_unanswered(asked: Asked) -> bool:
+    """Whether a request of ours was let wait for longer than we could, or refused for others."""
+    return asked.answer.outcome == "silent" or asked.answer.queue_full
+
+
+def _unshared(
+    model: Model,
+    asked: tuple[Asked, ...],
+    text: str,
+    past: ModelMemory | None,
+    memory: Memory,
+    settings: Settings,
+) -> str | None:
+    """The expiry at which no user's conversation is in a model's prompt cache, if so."""
+    sent = memory.sent_load
+    ours = sent is not None and same_model(sent.name, model.row.name)
+    if past is None or ours:
+        # Just loaded for ever, by a request of ours that generates nothing.
+        is_new = ours and model.state == "ready" and model.row.expires_in(0.0) is None
+        return text if is_new else None
+    if past.unshared_text != model.row.expires_text:
+        return None
+    return text if is_calm(model, past) else None
+
+
+def _own_tasks(asked: tuple[Asked, ...], past: ModelMemory | None) -> tuple[tuple[int, int], ...]:
+    """By slot, the number of our last request there, where it was the last one."""
+    own = dict(past.own_tasks) if past else {}
+    for one in asked:
+        for slot in one.slots or ():
+            # Read a moment later, a user's request may have begun there meanwhile.
+            mine = one.ask.via == "runner" and slot.id == one.ask.slot and slot.task is not None
+            if mine and not slot.is_processing and slot.held_tokens <= OWN_TOKENS:
+                own[slot.id] = slot.task or 0
+    return tuple(own.items())
+
+
+def _slow_checks(
+    model: Model,
+    asked: tuple[Asked, ...],
+    observation: Observation,
+    memory: Memory,
+    settings: Settings,
+    now: float,
+) -> int:
+    limit, past = settings.min_tokens_per_second, past_of(model, memory)
+    before = past.slow_checks if past else 0
+    rates = [a.answer.tokens_per_second for a in asked if a.answer.tokens_per_second is not None]
+    if limit is None or not rates:
         return before
-    return Load(before.since, now, mark)
+    if rates[-1] >= limit:
+        return 0
+    # Models share a GPU.
+    calm = all(was_calm(one, memory, now) for one in observation.models)
+    return before + 1 if calm else before
 
 
-def _mark(seen: Seen) -> tuple[float, ...]:
-    progress = seen.health.progress if seen.health else 0.0
-    if seen.runner is None:
-        return (progress,)
-    return (progress, seen.runner.runnable_seconds, float(seen.runner.memory_bytes))
+def _room(model: Model, observation: Observation, memory: Memory) -> int | None:
+    """VRAM there was for a model before its process started, as the last check saw it.
+
+    What models held that have gone since is room, too.
+    """
+    before = memory.models.get(model.row.key)
+    if memory.free_bytes is None or (before and not (before.runner and model.runner)):
+        return None  # it may be the process that the last check saw
+    there = {(one.row.key, identity(one)) for one in observation.models}
+    gone = (past for key, past in memory.models.items() if (key, past.runner) not in there)
+    return memory.free_bytes + sum(past.vram_bytes for past in gone)
+
+
+def _free_bytes(observation: Observation, memory: Memory) -> int | None:
+    """VRAM that is free; while a model that is not listed is loaded, what was before that."""
+    gpu = observation.gpu
+    if observation.loading or (gpu is None and observation.no_time):
+        return memory.free_bytes
+    return gpu.largest_free_bytes if gpu is not None else None
+
+
+# --- verdicts -----------------------------------------------------------------------------
 
 
 def with_episode(
@@ -146,104 +253,8 @@ def with_episode(
 ) -> tuple[Episode, ...]:
     """The verdicts so far and this one, `time` in seconds since 1970."""
     message, reason = verdict.message[:MESSAGE_LENGTH], str(verdict.reason)
-    one = Episode(time, time, 1, verdict.healthy, reason, message)
+    one = Episode(time, time, 1, verdict.healthy, reason, message, str(verdict.remedy))
     if episodes and (episodes[-1].healthy, episodes[-1].reason) == (one.healthy, one.reason):
         last = episodes[-1]
         return (*episodes[:-1], replace(one, began_at=last.began_at, checks=last.checks + 1))
     return (*episodes, one)[-EPISODES:]
-
-
-def lags(answer: Answer, record: Record, settings: Settings) -> Iterator[str]:
-    """In which ways an answer was too slow."""
-    longest = _limit(settings.max_first_token, record.first_token_seconds, FAR)
-    if settings.max_first_token == "learned" and longest is not None:
-        longest = max(longest, SHORT_SECONDS)
-    if longest is not None and answer.seconds > longest:
-        yield f"its first token took {short_time(answer.seconds)}, more than {short_time(longest)}"
-    fewest = _limit(settings.min_tokens_per_second, record.tokens_per_second, 1 / FAR)
-    rate = answer.tokens_per_second
-    if fewest is not None and rate is not None and rate < fewest:
-        yield f"it makes {rate:.1f} tokens per second, fewer than {fewest:.1f}"
-
-
-def _limit(setting: Limit, best: float | None, factor: float) -> float | None:
-    if setting == "learned":
-        return None if best is None else best * factor
-    return setting
-
-
-def vram_percent(model: LoadedModel) -> float | None:
-    """How much of a model Ollama says is in VRAM; None where it says nothing of its size."""
-    if model.size_bytes <= 0:
-        return None
-    return round(100 * model.size_vram_bytes / model.size_bytes, 1)
-
-
-def _model(
-    seen: Seen, asked: Asked | None, memory: Memory, settings: Settings, now: float, clock: float
-) -> ModelMemory:
-    """What the next check needs to know of a model; the arguments are those of `plan`."""
-    past = past_of(seen, memory)
-    kept = _as_users_left_it(seen, past, memory, settings, now, clock)
-    runner = (asked.runner if asked is not None else None) or seen.runner
-    kept = replace(
-        kept,
-        left=seen.model.expires_text,
-        runnable_seconds=runner.runnable_seconds if runner else None,
-        writes=runner.writes if runner else None,
-        busy_since=_busy_since(seen, asked, memory, now),
-    )
-    if asked is None or asked.answer.outcome == "error":
-        return kept
-    left, lent = asked.model or seen.model, asked.ask.keep_alive_seconds
-    theirs = _is_users(left, asked)
-    if asked.ask.tokens == 0:
-        kept = replace(kept, expires_at=left.expires_at)  # what we gave back
-    elif asked.answer.outcome == "token":
-        kept = replace(kept, token_seconds=asked.answer.seconds)
-    # Where a user's request has ended since ours, the next check is to look again.
-    return replace(kept, lent_seconds=lent, left="" if theirs else left.expires_text)
-
-
-def _is_users(left: LoadedModel, asked: Asked) -> bool:
-    """Whether a model's expiry is not the one that our request gave it."""
-    lent = asked.ask.keep_alive_seconds
-    if lent == FOREVER:
-        return False
-    if lent is None:
-        return left.seconds_left(asked.ended_at) is not None
-    return abs(left.expires_at - asked.ended_at - lent) > SAME_SECONDS
-
-
-def _as_users_left_it(
-    seen: Seen,
-    past: ModelMemory | None,
-    memory: Memory,
-    settings: Settings,
-    now: float,
-    clock: float,
-) -> ModelMemory:
-    """What is known of a model before anything of this check's is asked of it."""
-    expires_at = seen.model.expires_at
-    if past is None:
-        # One that was there before the first check may not have been used for long, and one whose
-        # process is gone keeps its row for a while.
-        before = memory.models.get(seen.model.name)
-        moved = before is None or before.left != seen.model.expires_text
-        fresh = moved and not seen.unfinished and memory.checked_at is not None
-        session = session_seconds(expires_at, (settings.keep_alive,), memory, now)
-        past = ModelMemory(identity(seen), expires_at, "", session, used_at=now if fresh else None)
-    elif seen.unfinished:
-        past = replace(past, session_seconds=expires_at - now, expires_at=expires_at)
-    elif used_since(seen, past):
-        known = (past.session_seconds, past.lent_seconds)
-        named = session_seconds(expires_at, known, memory, now)
-        past = replace(past, expires_at=expires_at, used_at=now)
-        if named != past.lent_seconds:
-            past = replace(past, session_seconds=named, lent_seconds=None)
-    else:
-        return past
-    if clock_was_set(memory, clock):
-        # Its expiry says nothing now. Left alone until a user comes, it is not kept too long.
-        past = replace(past, expires_at=now, lent_seconds=None)
-    return past

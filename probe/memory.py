@@ -1,68 +1,56 @@
-"""The few facts that one check leaves for the next, in a small file on tmpfs.
-
-Losing it only costs knowledge: unreadable means empty, and not being able to write is never an
-error. It is worth nothing after the container's life, so a restarted container has no past.
-"""
+"""What one check leaves for the next, as plain data."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
-import stat
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-_LIMIT_BYTES = 1 << 20
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What was seen of one loaded model.
+    """What is known of one loaded model. Times are in seconds of the monotonic clock.
 
     Attributes:
-        runner: identity of the process that served it.
-        expires_at: when it is to be unloaded, as the last user's request left it.
-        left: its expiry as the server wrote it at our last look; another text means that a
-            user's request has completed since.
-        session_seconds: how long a user's request keeps it loaded.
-        lent_seconds: what our own last request set that to; None when it is as users left it.
-        token_seconds: how long our last token took.
-        used_at: when a user's request was last seen to have completed; None when none was.
-        runnable_seconds: its runner's, at the end of the last check; None where it cannot be seen.
+        name: what it is called.
+        runner: identity of the process that serves it; empty where that is not visible.
+        expires_text: its expiry as the server wrote it at the end of the last check.
+        expires_at: the same as a time.
+        proven_at: when a token last proved it, to us or to a user; None: not yet.
+        unshared_text: while its expiry is this, no user's conversation is in its prompt cache.
+        own_tasks: numbers of our own last requests, by slot.
+        tokens: how far each slot was at the end of the last check: slot, task, and tokens of the
+            prompt and of the answer while it served that.
+        runnable_seconds: its runner's at the end of the last check; None: not visible.
+        cpu_seconds: the same.
         writes: the same.
-        busy_since: when it first was too busy to answer; None when it last answered, or was not
-            asked.
-    """
-
-    runner: str = ""
-    expires_at: float = 0.0
-    left: str = ""
-    session_seconds: float = 0.0
-    lent_seconds: float | None = None
-    token_seconds: float = 0.0
-    used_at: float | None = None
-    runnable_seconds: float | None = None
-    writes: float | None = None
-    busy_since: float | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a model has been able to do in this container, over all times it was loaded.
-
-    Attributes:
-        vram_percent: the largest share of it that was in VRAM.
-        first_token_seconds: its shortest time to the first token; None before the first.
-        tokens_per_second: its highest rate; None before it was measured.
+        silent_since: when its runner first said nothing, or gave no token; None: it last did.
+        held_since: since when its runner holds up `/api/ps`; None: it did not at the last check.
         slow_checks: how many checks in a row have found it slow.
+        vram_percent: the largest share of it that was in VRAM since it was loaded so.
+        vram_bytes: what of it is in VRAM, as Ollama says.
+        room_bytes: VRAM there was for it before its process started; None: not known.
+        clamped: as `Model.clamped`.
+        only_embeds: the model gives no tokens.
     """
 
-    vram_percent: float = 0.0
-    first_token_seconds: float | None = None
-    tokens_per_second: float | None = None
+    name: str = ""
+    runner: str = ""
+    expires_text: str = ""
+    expires_at: float = 0.0
+    proven_at: float | None = None
+    unshared_text: str | None = None
+    own_tasks: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[tuple[int, int, int], ...] | None = None
+    runnable_seconds: float | None = None
+    cpu_seconds: float | None = None
+    writes: int | None = None
+    silent_since: float | None = None
+    held_since: float | None = None
     slow_checks: int = 0
+    vram_percent: float = 0.0
+    vram_bytes: int = 0
+    room_bytes: int | None = None
+    clamped: bool | None = False
+    only_embeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,14 +58,58 @@ class Load:
     """A load that is under way.
 
     Attributes:
+        name: the model, or the file of its weights.
         since: when it was first seen.
         moved_at: when it was last seen to make progress.
-        mark: how far it was then: its runner's own progress, CPU seconds and bytes of memory.
+        mark: how far it was then: its runner's own progress, CPU seconds, bytes read and held.
+        runner: identity of the process; empty where it is not visible.
     """
 
+    name: str = ""
     since: float = 0.0
     moved_at: float = 0.0
     mark: tuple[float, ...] = ()
+    runner: str = ""
+
+
+@dataclass(frozen=True)
+class SentLoad:
+    """A load that a check asked for.
+
+    Attributes:
+        name: the required model.
+        at: when.
+        beside: the models that were loaded then, by name, with their expiries.
+        tries: how often it was asked for without an answer.
+        over: the load has ended, in whatever way, or does not show.
+        runner: identity of the process that it began; empty where that is not known.
+    """
+
+    name: str
+    at: float
+    beside: dict[str, float] = field(default_factory=dict)
+    tries: int = 0
+    over: bool = False
+    runner: str = ""
+
+
+@dataclass(frozen=True)
+class FailedLoad:
+    """How loading a required model failed.
+
+    Attributes:
+        words: what the server said.
+        first_at: when it first said so.
+        last_at: when it was last tried.
+        tries: how often it has said so.
+        by_server: a fault of the server's, and not of what it was asked for.
+    """
+
+    words: str
+    first_at: float
+    last_at: float
+    tries: int = 1
+    by_server: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +123,7 @@ class Episode:
         healthy: what Docker was told.
         reason: why.
         message: the last one's words.
+        remedy: what would help, as the last one said.
     """
 
     began_at: float
@@ -99,6 +132,7 @@ class Episode:
     healthy: bool
     reason: str
     message: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,182 +142,50 @@ class Memory:
     Times are in seconds of the machine's monotonic clock, which no change of date moves.
 
     Attributes:
-        checked_at: when the last check began; None before the first.
-        clock: what the wall clock was ahead of the monotonic one then, in seconds.
+        kept: what this check leaves can be read by the next one.
+        checked_at: when the last check began; None before the first in this container's life.
+        no_time_since: when the first of the last checks in a row that ran out of time and learned
+            nothing was judged; None when the last one learned something.
         proven: some check since the container's start found it ready, idle or busy.
-        gpus: UUIDs of the devices that were seen.
+        version: of the server; empty where it was not asked.
+        gpus: UUIDs of the devices that were seen, before a restart of the container too.
+        gpus_read: they have been read since the container's start.
+        used_gpus: UUIDs of devices that this server has used for a model; the same.
+        gpu_faults: how many checks in a row have found the same fault of the GPU.
+        gpu_fault: which one.
+        free_bytes: VRAM that was free at the last check; None: not known.
         load: the load that is under way; None when none is.
-        models: those that were loaded, by name.
-        records: by model's name.
-        opaque: shapes of runners whose options cannot be repeated from outside.
+        listed: identities of runners that have served a listed model.
+        sent_load: the load that a check asked for last; None when none did.
+        failed_loads: by name of the required model.
+        evictions: pairs of models, of which loading the first ended the second.
+        models: those that were loaded, by `LoadedModel.key`.
+        vram_percents: by shape of model and options, the largest share that was in VRAM.
+        ended: when checks have ended a runner.
+        suspect: identity of the runner whose end the last checks in a row have asked for.
+        suspect_checks: how many they were.
         episodes: the last verdicts, oldest first.
     """
 
+    kept: bool = True
     checked_at: float | None = None
-    clock: float | None = None
+    no_time_since: float | None = None
     proven: bool = False
+    version: str = ""
     gpus: tuple[str, ...] = ()
+    gpus_read: bool = False
+    used_gpus: tuple[str, ...] = ()
+    gpu_faults: int = 0
+    gpu_fault: str = ""
+    free_bytes: int | None = None
     load: Load | None = None
+    listed: tuple[str, ...] = ()
+    sent_load: SentLoad | None = None
+    failed_loads: dict[str, FailedLoad] = field(default_factory=dict)
+    evictions: tuple[tuple[str, str], ...] = ()
     models: dict[str, ModelMemory] = field(default_factory=dict)
-    records: dict[str, Record] = field(default_factory=dict)
-    opaque: tuple[str, ...] = ()
+    vram_percents: dict[str, float] = field(default_factory=dict)
+    ended: tuple[float, ...] = ()
+    suspect: str = ""
+    suspect_checks: int = 0
     episodes: tuple[Episode, ...] = ()
-
-
-class MemoryFile:
-    """The file, held by one check at a time.
-
-    What cannot be written is not read either, for an old memory would be a wrong one.
-    """
-
-    def __init__(self, directory: str, host: str) -> None:
-        try:
-            # /dev/shm can be shared between containers (--ipc); their PID namespaces are not.
-            namespace = os.stat("/proc/self/ns/pid").st_ino
-        except OSError:
-            namespace = 0
-        server = "".join(c if c.isalnum() else "-" for c in host)
-        name = f"ollama-probe-{os.geteuid()}-{namespace}-{server}.json"
-        self.path = os.path.join(directory, name)
-        self.problem: str | None = None
-        """Why nothing can be remembered; None when it can."""
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Wait for the checks before us, until the caller's alarm rings."""
-        descriptor = None
-        try:
-            descriptor = self._open(os.O_RDWR | os.O_CREAT)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._descriptor = descriptor
-        except TimeoutError:
-            self.problem = f"{self.path}: other checks hold it"
-        except OSError as error:
-            self.problem = str(error)
-        finally:
-            if descriptor is not None and self._descriptor is None:
-                os.close(descriptor)
-
-    def release(self) -> None:
-        """Let the next one in."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def peek(self) -> Memory:
-        """What the last check left, for somebody who only looks: waits for nobody."""
-        with contextlib.suppress(OSError):
-            self._descriptor = self._open(os.O_RDONLY)
-        try:
-            return self.load()
-        finally:
-            self.release()
-
-    def load(self) -> Memory:
-        """What the last check left; empty where there is nothing that can be trusted."""
-        if self._descriptor is None:
-            return Memory()
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError
-        ):
-            fields = json.loads(os.pread(self._descriptor, _LIMIT_BYTES, 0))
-            if fields.pop("life") == _life():
-                return _memory(fields)
-        return Memory()
-
-    def save(self, memory: Memory) -> None:
-        """Leave it for the next check."""
-        if self._descriptor is None:
-            return
-        content = json.dumps({"life": _life(), **asdict(memory)}).encode()
-        try:
-            # In place, for a full disk has room for that. What is cut short by a crash is no
-            # JSON, and so empty.
-            os.ftruncate(self._descriptor, 0)
-            if os.pwrite(self._descriptor, content, 0) < len(content):
-                raise OSError(f"{self.path}: no space left")
-        except OSError as error:
-            self.problem = str(error)
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-
-    def _open(self, flags: int) -> int:
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)
-        about = os.fstat(descriptor)
-        if about.st_uid != os.geteuid() or not stat.S_ISREG(about.st_mode):
-            os.close(descriptor)
-            raise OSError(f"{self.path}: not a file of this user's")
-        return descriptor
-
-
-def _life() -> str:
-    """The same for all checks between a start of this container and its stop."""
-    with contextlib.suppress(OSError, IndexError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        with open("/proc/1/stat", "rb") as file:
-            return f"{boot}/{file.read().rpartition(b')')[2].split()[19].decode()}"
-    return ""
-
-
-def _memory(fields: dict[str, Any]) -> Memory:
-    """From JSON; raises where it is not what `save` wrote. Unknown and missing fields are fine."""
-    known = Memory()
-    return Memory(
-        checked_at=_number(fields.get("checked_at")),
-        clock=_number(fields.get("clock")),
-        proven=bool(fields.get("proven", known.proven)),
-        gpus=tuple(map(str, fields.get("gpus", ()))),
-        load=_load(fields.get("load")),
-        models={str(name): _model(m) for name, m in fields.get("models", {}).items()},
-        records={str(name): _record(r) for name, r in fields.get("records", {}).items()},
-        opaque=tuple(map(str, fields.get("opaque", ()))),
-        episodes=tuple(map(_episode, fields.get("episodes", ()))),
-    )
-
-
-def _model(fields: dict[str, Any]) -> ModelMemory:
-    return ModelMemory(
-        runner=str(fields["runner"]),
-        expires_at=float(fields["expires_at"]),
-        left=str(fields["left"]),
-        session_seconds=float(fields["session_seconds"]),
-        lent_seconds=_number(fields["lent_seconds"]),
-        token_seconds=float(fields["token_seconds"]),
-        used_at=_number(fields.get("used_at")),
-        runnable_seconds=_number(fields.get("runnable_seconds")),
-        writes=_number(fields.get("writes")),
-        busy_since=_number(fields.get("busy_since")),
-    )
-
-
-def _record(fields: dict[str, Any]) -> Record:
-    return Record(
-        vram_percent=float(fields.get("vram_percent", 0)),
-        first_token_seconds=_number(fields.get("first_token_seconds")),
-        tokens_per_second=_number(fields.get("tokens_per_second")),
-        slow_checks=int(fields.get("slow_checks", 0)),
-    )
-
-
-def _load(fields: dict[str, Any] | None) -> Load | None:
-    if fields is None:
-        return None
-    mark = tuple(map(float, fields["mark"]))
-    return Load(float(fields["since"]), float(fields["moved_at"]), mark)
-
-
-def _episode(fields: dict[str, Any]) -> Episode:
-    return Episode(
-        began_at=float(fields["began_at"]),
-        ended_at=float(fields["ended_at"]),
-        checks=int(fields["checks"]),
-        healthy=bool(fields["healthy"]),
-        reason=str(fields["reason"]),
-        message=str(fields["message"]),
-    )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

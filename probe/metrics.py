@@ -19,9 +19,10 @@ from prometheus_client.registry import CollectorRegistry
 from probe import runners
 from probe.devices import read_all
 from probe.exposition import Families, counter, gauge
-from probe.gpu import GpuDevice, GpuFault, GpuReading
-from probe.gpu_details import THROTTLE_REASONS
-from probe.ollama import ApiError, LoadedModel, Server
+from probe.gpu_reading import GpuDevice, GpuFault, GpuReading
+from probe.nvml_details import THROTTLE_REASONS
+from probe.observation import LoadedModel
+from probe.ollama import ApiError, Server
 from probe.processes import all_visible, containers_of
 from probe.report import Reason, Verdict
 
@@ -56,7 +57,7 @@ class Checks:
 
     verdict: Verdict | None = None
     at: float = 0.0
-    counts: Counter[Reason] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, verdict: Verdict) -> None:
         """One more check has ended."""
@@ -184,7 +185,7 @@ def _of_server(models: tuple[LoadedModel, ...], error: str | None) -> Iterator[M
         (
             (label, model.expires_at + clock)
             for label, model in named
-            if model.seconds_left(now) is not None
+            if model.expires_in(now) is not None
         ),
     )
 
@@ -227,9 +228,13 @@ def _models(server: Server) -> tuple[tuple[LoadedModel, ...], str | None]:
 
 def _serving(server: Server, models: Sequence[LoadedModel]) -> dict[int, str]:
     """Which model a process serves, by its id."""
-    names = [model.name for model in models]
-    found = runners.match(names, runners.find(), lambda name: server.blob(name, TIMEOUT_SECONDS))
-    return {runner.pid: name for name, runner in found}
+    names, found = {model.key: model.name for model in models}, runners.find()
+    serving: dict[int, str] = {}
+    for key, one in runners.match(models, found, lambda name: server.blob(name, TIMEOUT_SECONDS)):
+        # On a host several containers may serve the same weights, and each such process does.
+        same = (other for other in found if other.command.weights == one.command.weights != "")
+        serving |= {runner.pid: names[key] for runner in (one, *same)}
+    return serving
 
 
 def _number(device: GpuDevice, place: int) -> str:

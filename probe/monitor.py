@@ -5,7 +5,7 @@
     with OllamaGPUMonitor(default_memory_unit="GB") as monitor:
         print(monitor.format_status())
 
-GPUs are read by `gpu.py` and `amd.py`, models by `ollama.py`: as the probe reads them.
+GPUs are read by `nvml.py` and `amd.py`, models by `ollama.py`: as the probe reads them.
 """
 
 from __future__ import annotations
@@ -14,44 +14,45 @@ import asyncio
 import inspect
 import json
 import logging
-import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from probe import runners
 from probe.devices import read_all
-from probe.gpu import GpuDevice, GpuFault, GpuReading
+from probe.gpu_reading import GpuDevice, GpuFault, GpuReading
 from probe.monitored import (
+    ALERTS,
     GpuStatus,
     ModelUsage,
     OllamaProcess,
     Unit,
     bits,
     convert,
+    gpu_lines,
     gpu_status,
     place,
     process,
+    process_lines,
+    thresholds,
 )
-from probe.ollama import ApiError, LoadedModel, Server, loaded_models
-from probe.settings import Settings
-
-TIMEOUT_SECONDS = 5.0
-"""How long the server may take for its list of loaded models."""
+from probe.observation import LoadedModel, Runner
+from probe.ollama import Server
+from probe.ollama_clients import (
+    TIMEOUT_SECONDS,
+    ReadError,
+    ask_async,
+    default_url,
+    rows_of,
+    url_of,
+    without_loop,
+)
 
 STOP_SECONDS = 2.0
 """How long a background refresh that is under way is waited for."""
-
-ALERTS: Mapping[str, tuple[str, float]] = {
-    "used_memory_ratio": ("high_memory_usage", 0.9),
-    "gpu_utilization": ("high_utilization", 100.0),
-    "temperature": ("high_temperature", 85.0),
-    "power_ratio": ("high_power", 1.0),
-}
-"""What of a GPU can be too high: the name of such an alert, and the default threshold."""
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class OllamaGPUMonitor:
         self.retry_attempts, self.retry_delay = retry_attempts, retry_delay
         self.errors: dict[str, str] = {}
         self.logger = logging.getLogger(__name__)
-        self._thresholds = _thresholds(alert_thresholds or {})
+        self._thresholds = thresholds(alert_thresholds or {})
         self._gpus = _Cache[GpuReading]()
         self._models = _Cache[tuple[LoadedModel, ...]]()
         self._stop = threading.Event()
@@ -241,7 +242,7 @@ class OllamaGPUMonitor:
                 try:
                     self._well(what)
                     return cache.put(read())
-                except _ReadError as error:
+                except ReadError as error:
                     self._failed(what, error)
                     if tries_left:
                         self._pause()
@@ -256,8 +257,8 @@ class OllamaGPUMonitor:
         for tries_left in range(self.retry_attempts - 1, -1, -1):
             try:
                 self._well("ollama")
-                return self._models.put(await _ask_async(self.ollama_client.ps))
-            except _ReadError as error:
+                return self._models.put(await ask_async(self.ollama_client.ps))
+            except ReadError as error:
                 self._failed("ollama", error)
                 if tries_left:
                     await asyncio.sleep(self.retry_delay)
@@ -266,19 +267,19 @@ class OllamaGPUMonitor:
     def _read_gpus(self) -> GpuReading:
         reading = read_all({})
         if reading.fault not in (None, GpuFault.LIBRARY_MISSING):  # no driver: no GPU, no fault
-            raise _ReadError(reading.error)
+            raise ReadError(reading.error)
         return reading
 
     def _read_models(self) -> tuple[LoadedModel, ...]:
         client = self.ollama_client
         try:
             if client is None:
-                return _apart(lambda: Server(_host()).loaded(TIMEOUT_SECONDS))
+                return _apart(lambda: Server(default_url()).loaded(TIMEOUT_SECONDS))
             if inspect.iscoroutinefunction(client.ps):
-                client = _twin(client)  # it belongs to an event loop, and here is none
-            return _rows(client.ps())
+                client = without_loop(client)  # it belongs to an event loop, and here is none
+            return rows_of(client.ps())
         except Exception as error:  # each client has errors of its own
-            raise _ReadError(f"{error or type(error).__name__}") from None
+            raise ReadError(f"{error or type(error).__name__}") from None
 
     def _well(self, what: str) -> None:
         self.errors.pop(what, None)
@@ -301,7 +302,7 @@ class OllamaGPUMonitor:
         serving = dict(self._serving(models))
         found: list[ModelUsage] = []
         for model in models:
-            runner = serving.get(model.name)
+            runner = serving.get(model.key)
             number, exact = place(model, runner, gpus)
             shown = process(model)
             found.append(
@@ -318,12 +319,11 @@ class OllamaGPUMonitor:
             )
         return found
 
-    def _serving(self, models: Sequence[LoadedModel]) -> Iterator[tuple[str, runners.Runner]]:
+    def _serving(self, models: Sequence[LoadedModel]) -> Iterator[tuple[str, Runner]]:
         if models:
-            server = Server(_url_of(self.ollama_client))
-            names = [model.name for model in models]
+            server = Server(url_of(self.ollama_client))
             yield from runners.match(
-                names,
+                models,
                 runners.find(),
                 lambda name: _apart(lambda: server.blob(name, TIMEOUT_SECONDS)),
             )
@@ -332,39 +332,15 @@ class OllamaGPUMonitor:
         lines = []
         if with_time:
             lines += [f"STATUS AS OF: {time.strftime('%Y-%m-%d %H:%M:%S')}", ""]
-        rows = list(map(process, models))
-        if rows:
-            head = ("NAME", "ID", "SIZE", "PROCESSOR", "UNTIL")
-            cells = [(r["name"], r["id"], r["size"], r["processor"], r["until"]) for r in rows]
-            widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-            lines.append("OLLAMA PROCESSES:")
-            for row in (head, *cells):
-                padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                lines.append("  ".join(padded).rstrip())
+        why = self.errors.get("ollama")
+        if models or not why:
+            lines += process_lines(models)
         else:
-            why = self.errors.get("ollama")
-            lines.append(f"OLLAMA: {why}" if why else "NO OLLAMA PROCESSES RUNNING.")
+            lines.append(f"OLLAMA: {why}")
         if with_gpu:
-            lines += ["", *self._gpu_lines()]
+            nothing = self.errors.get("gpu", "there is no GPU here")
+            lines += ["", *gpu_lines(self.get_gpu_status(), nothing)]
         return "\n".join(lines) + "\n"
-
-    def _gpu_lines(self) -> Iterator[str]:
-        status = self.get_gpu_status()
-        if not status:
-            yield f"GPU STATUS: {self.errors.get('gpu', 'there is no GPU here')}"
-            return
-        yield "GPU STATUS:"
-        for gpu in status:
-            yield f"GPU {gpu['gpu_id']}: {gpu['gpu_name']}"
-            used, total, ratio = gpu["used_memory"], gpu["total_memory"], gpu["used_memory_ratio"]
-            if used is not None and total is not None:
-                yield f"  Memory: {used:.2f}/{total:.2f} {gpu['unit']} ({ratio:.1%})"
-            if gpu["gpu_utilization"] is not None:
-                yield f"  Utilization: {gpu['gpu_utilization']}%"
-            if gpu["temperature"] is not None:
-                yield f"  Temperature: {gpu['temperature']:g}°C"
-            if gpu["power_usage"] is not None and gpu["power_limit"] is not None:
-                yield f"  Power: {gpu['power_usage']:.2f}W / {gpu['power_limit']:.2f}W"
 
     def _everything(self, models: Sequence[LoadedModel]) -> dict[str, Any]:
         return {
@@ -374,10 +350,6 @@ class OllamaGPUMonitor:
             "model_gpu_usage": self._usage(models),
             "errors": dict(self.errors),
         }
-
-
-class _ReadError(Exception):
-    """Something could not be read; its text says why."""
 
 
 class _Cache(Generic[T]):
@@ -420,47 +392,3 @@ def _apart(call: Callable[[], T]) -> T:
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
-
-
-def _host() -> str:
-    return Settings.from_flags_and_env({}, {"OLLAMA_HOST": os.environ.get("OLLAMA_HOST", "")}).host
-
-
-def _url_of(client: Any) -> str:
-    inner = getattr(client, "_client", None)
-    return str(inner.base_url).rstrip("/") if inner is not None else _host()
-
-
-def _twin(client: Any) -> Any:
-    """A client without an event loop for the server of one that has."""
-    import ollama
-
-    inner = client._client
-    headers = {k: v for k, v in inner.headers.items() if k not in ("content-length", "host")}
-    return ollama.Client(host=_url_of(client), headers=headers, timeout=TIMEOUT_SECONDS)
-
-
-async def _ask_async(ps: Callable[[], Awaitable[Any]]) -> tuple[LoadedModel, ...]:
-    try:
-        return _rows(await ps())
-    except Exception as error:  # each client has errors of its own
-        raise _ReadError(f"{error or type(error).__name__}") from None
-
-
-def _rows(answer: Any) -> tuple[LoadedModel, ...]:
-    """The models of what a client's `ps` returned."""
-    body = answer if isinstance(answer, dict) else answer.model_dump(mode="json")
-    rows = [{**row, "name": row.get("name") or row.get("model")} for row in body["models"]]
-    try:
-        return loaded_models(rows)
-    except ApiError as error:
-        raise _ReadError(str(error)) from None
-
-
-def _thresholds(given: Mapping[str, float | None]) -> dict[str, float | None]:
-    known: dict[str, float | None] = {key: default for key, (_, default) in ALERTS.items()}
-    known["vram_ratio"] = 1.0
-    for key in given:
-        if key not in known:
-            raise ValueError(f"alert_thresholds[{key!r}]: must be one of {', '.join(known)}")
-    return {**known, **given}

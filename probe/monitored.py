@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from probe.gpu import GpuDevice
-from probe.ollama import LoadedModel
-from probe.runners import Runner
+from probe.gpu_reading import GpuDevice
+from probe.observation import LoadedModel, Runner
 
 _BITS = {"b": 1, "B": 8, "KB": 8 << 10, "MB": 8 << 20, "GB": 8 << 30, "TB": 8 << 40}
+
+ALERTS: Mapping[str, tuple[str, float]] = {
+    "used_memory_ratio": ("high_memory_usage", 0.9),
+    "gpu_utilization": ("high_utilization", 100.0),
+    "temperature": ("high_temperature", 85.0),
+    "power_ratio": ("high_power", 1.0),
+}
+"""What of a GPU can be too high: the name of such an alert, and the default threshold."""
 
 Unit = Literal["b", "B", "KB", "MB", "GB", "TB"]
 
@@ -147,7 +154,7 @@ def gpu_status(gpu: GpuDevice, position: int, unit: Unit) -> GpuStatus:
 
 def process(model: LoadedModel) -> OllamaProcess:
     """One loaded model."""
-    left = model.seconds_left(time.monotonic())
+    left = model.expires_in(time.monotonic())
     return {
         "name": model.name,
         "id": model.digest[:12],
@@ -188,3 +195,47 @@ def _human_time(seconds: float) -> str:
             count = round(seconds / size)
             return f"{count} {unit}{'s' if count > 1 else ''} from now"
     return f"{seconds:.0f} seconds from now"
+
+
+def process_lines(models: Sequence[LoadedModel]) -> Iterator[str]:
+    """Loaded models as a table, as `ollama ps` prints them."""
+    rows = list(map(process, models))
+    if not rows:
+        yield "NO OLLAMA PROCESSES RUNNING."
+        return
+    head = ("NAME", "ID", "SIZE", "PROCESSOR", "UNTIL")
+    cells = [(r["name"], r["id"], r["size"], r["processor"], r["until"]) for r in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    yield "OLLAMA PROCESSES:"
+    for row in (head, *cells):
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def gpu_lines(status: Sequence[GpuStatus], nothing: str) -> Iterator[str]:
+    """GPUs as text; `nothing` says why there are none."""
+    if not status:
+        yield f"GPU STATUS: {nothing}"
+        return
+    yield "GPU STATUS:"
+    for gpu in status:
+        yield f"GPU {gpu['gpu_id']}: {gpu['gpu_name']}"
+        used, total, ratio = gpu["used_memory"], gpu["total_memory"], gpu["used_memory_ratio"]
+        if used is not None and total is not None:
+            yield f"  Memory: {used:.2f}/{total:.2f} {gpu['unit']} ({ratio:.1%})"
+        if gpu["gpu_utilization"] is not None:
+            yield f"  Utilization: {gpu['gpu_utilization']}%"
+        if gpu["temperature"] is not None:
+            yield f"  Temperature: {gpu['temperature']:g}°C"
+        if gpu["power_usage"] is not None and gpu["power_limit"] is not None:
+            yield f"  Power: {gpu['power_usage']:.2f}W / {gpu['power_limit']:.2f}W"
+
+
+def thresholds(given: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Every threshold, those that were given before the defaults; raises `ValueError`."""
+    known: dict[str, float | None] = {key: default for key, (_, default) in ALERTS.items()}
+    known["vram_ratio"] = 1.0
+    for key in given:
+        if key not in known:
+            raise ValueError(f"alert_thresholds[{key!r}]: must be one of {', '.join(known)}")
+    return {**known, **given}

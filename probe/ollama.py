@@ -5,31 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import httpcore
 import httpx
 
 from probe.deadline import alarm
-
-TEN_YEARS_SECONDS = 10 * 365 * 86_400
-"""A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
+from probe.dialects import health, health_path, slots, token_answer, token_request
+from probe.observation import Answer, Ask, Dialect, LoadedModel, Runner, RunnerHealth
 
 PROMPT = "a"
-FOREVER = -1.0
-"""A `keep_alive` that means: never unload."""
 
 _NO_TLS = object()
 
 _ONLY_EMBEDS = "does not support generate"
 
-# llm.ServerStatus of Ollama: ready and out of slots; loading, and in newer ones launched.
-_RUNNER_READY = (0, 1)
-_RUNNER_LOADING = (2, 3)
 
 _BODY_LIMIT_BYTES = 8 << 20
 
@@ -40,72 +35,8 @@ class ApiError(Exception):
     """The server gave no usable answer; its text says what it gave instead."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """One row of `/api/ps`.
-
-    Attributes:
-        name: full name with its tag, as the server lists it.
-        size_bytes: memory it takes in all.
-        size_vram_bytes: how much of that Ollama says is in VRAM.
-        expires_at: when it is to be unloaded, on this machine's monotonic clock, in seconds.
-        expires_text: the same as the server wrote it.
-        context_length: tokens; None on servers that do not say.
-        digest: names the model's files.
-    """
-
-    name: str
-    size_bytes: int = 0
-    size_vram_bytes: int = 0
-    expires_at: float = 0.0
-    expires_text: str = ""
-    context_length: int | None = None
-    digest: str = ""
-
-    def seconds_left(self, now: float) -> float | None:
-        """Until it is unloaded, from `now` of the monotonic clock; None when it never is."""
-        left = self.expires_at - now
-        return None if left > TEN_YEARS_SECONDS else max(left, 0.0)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a request for a token ended.
-
-    Attributes:
-        outcome: `token`, or an embedding of a model that only embeds; `silent`, nothing came in
-            time; `error`, the server refused.
-        seconds: how long that took; for a `token`, the first one.
-        tokens_per_second: rate of the tokens after the first; None when there was none.
-        status: HTTP status of an `error`; None when the connection broke.
-        message: the server's own words for an `error`.
-        embedding: it was one.
-    """
-
-    outcome: Literal["token", "silent", "error"]
-    seconds: float = 0.0
-    tokens_per_second: float | None = None
-    status: int | None = None
-    message: str = ""
-    embedding: bool = False
-
-    @property
-    def queue_full(self) -> bool:
-        """Whether the server refused because too many requests wait."""
-        return self.outcome == "error" and self.status == 503
-
-
-@dataclass(frozen=True)
-class RunnerHealth:
-    """What a runner process says of itself: ready, loading with its progress, silent, or gone."""
-
-    state: Literal["ready", "loading", "silent", "gone"]
-    progress: float = 0.0
-
-
-def same_model(a: str, b: str) -> bool:
-    """Whether two names mean one model: the tag defaults to `latest`, the case does not matter."""
-    return _full_name(a) == _full_name(b)
+class SilenceError(ApiError):
+    """The server gave no answer in time."""
 
 
 def loaded_models(rows: Any) -> tuple[LoadedModel, ...]:
@@ -128,97 +59,142 @@ class Server:
         """The models in memory; raises `ApiError`."""
         return loaded_models(self._get("/api/ps", timeout).get("models"))
 
-    def installed(self, model: str, timeout: float) -> Literal["yes", "no", "cloud"]:
-        """Whether the server has this model on disk, or runs it elsewhere; raises `ApiError`."""
+    def installed(self, timeout: float) -> dict[str, str]:
+        """The models that the server has, by name: on disk (`yes`), or run in the `cloud`.
+
+        Raises:
+            ApiError: where it does not say.
+        """
         rows = self._get("/api/tags", timeout).get("models") or ()
-        for row in rows:
-            if same_model(str(row.get("name", "")), model):
-                return "cloud" if _is_remote(row) else "yes"
-        return "no"
+        return {str(row.get("name", "")): "cloud" if _is_remote(row) else "yes" for row in rows}
 
     def blob(self, model: str, timeout: float) -> str:
         """File name of the weights of a model, `sha256-...`; empty when the server does not say."""
+        match = re.search(rb"FROM [^\"]*?(sha256-\w+)", self._show(model, timeout))
+        return match[1].decode() if match else ""
+
+    def traits(self, model: str, timeout: float) -> tuple[int | None, bool] | None:
+        """For how many tokens a model was trained, None where the server does not say, and
+        whether it only embeds; None where the server does not answer."""
+        content = self._show(model, timeout)
+        if not content:
+            return None
+        match = re.search(rb'"[\w-]+\.context_length":\s*(\d+)', content)
+        embeds = b'"capabilities":["embedding"]' in content.replace(b" ", b"")
+        return int(match[1]) if match else None, embeds
+
+    def _show(self, model: str, timeout: float) -> bytes:
         with contextlib.suppress(httpx.HTTPError, ApiError, TimeoutError, ValueError):
             body = _Body({"model": model})
             status, content = _request(self._client, "POST", "/api/show", body, timeout)
-            match = re.search(rb"FROM [^\"]*?(sha256-\w+)", content)
-            return match[1].decode() if match and status == 200 else ""
-        return ""
+            return content if status == 200 else b""
+        return b""
 
-    def ask(
-        self,
-        model: str,
-        *,
-        tokens: int,
-        keep_alive_seconds: float | None,
-        options: Mapping[str, int],
-        timeout: float,
-    ) -> Answer:
-        """Ask a loaded model for tokens, or for an embedding where it only embeds.
+    def ask(self, model: str, ask: Ask, timeout: float) -> Answer:
+        """Ask for tokens of a loaded model, or for an embedding where it only embeds.
 
         Args:
             model: a model that is loaded. The request ends with `timeout`, and if the server
-                had to load the model for it, that load is thrown away.
-            tokens: 0 sets `keep_alive` and generates nothing.
-            keep_alive_seconds: how long the model is to stay after this request; `FOREVER`; None:
-                for as long as after the request before it.
-            options: those that the model was loaded with, or else the server loads it anew.
+                had to load the model for it, that load is aborted.
+            ask: what is asked.
             timeout: in seconds.
         """
         common: _Body = {"model": model}
-        if keep_alive_seconds == FOREVER:
+        if ask.keep:
             common["keep_alive"] = -1
-        elif keep_alive_seconds is not None:
-            common["keep_alive"] = f"{max(keep_alive_seconds, 0) * 1000:.0f}ms"
-        prompt = PROMPT if tokens else ""
+        prompt = PROMPT if ask.tokens else ""
         generate = {
             **common,
             "prompt": prompt,
-            "raw": bool(tokens),  # no template, no system prompt, no thinking
+            "raw": bool(ask.tokens),  # no template, no system prompt, no thinking
             "stream": False,
-            "options": {**options, "num_predict": max(tokens, 1)},
+            "options": {**ask.options, "num_predict": max(ask.tokens, 1)},
         }
         answer = _post(self._client, "/api/generate", generate, timeout)
         if answer.status == 400 and _ONLY_EMBEDS in answer.message:
-            embed = {**common, "input": prompt, "options": dict(options)}
+            embed = {**common, "input": prompt, "options": ask.options}
             answer = _post(self._client, "/api/embed", embed, max(timeout - answer.seconds, 0.001))
         return answer
 
     def load(self, model: str, timeout: float) -> Answer:
-        """Ask for a model that is not loaded, and go away after `timeout` without ending its load.
+        """Ask for a model that is not loaded; its load outlives `timeout`, when we go away.
 
-        Ollama ends a load when the client that asked for it hangs up. It learns of that by
+        Ollama aborts a load when the client that asked for it hangs up. It learns of that by
         reading one byte ahead on the connection, so a line break behind the request (which
         HTTP allows, RFC 9112 section 2.2) leaves it one byte to read, and hides our going.
-        The load goes on in the server; no process has to stay behind to hold it.
+        The load goes on in the server; no process has to stay behind to hold it. It generates
+        nothing, so that nothing of ours is in the model's prompt cache.
         """
         other = Server(self.url, last_words=b"\r\n")
         with other._client:
-            return other.ask(
-                model, tokens=1, keep_alive_seconds=FOREVER, options={}, timeout=timeout
-            )
+            return other.ask(model, Ask("server", tokens=0, keep=True), timeout)
 
-    def runner_health(self, port: int, timeout: float) -> RunnerHealth | None:
-        """Ask a runner process itself, which disturbs nothing. None when it does not speak this."""
-        url = f"http://127.0.0.1:{port}/health"
+    def runner_health(self, runner: Runner, timeout: float) -> RunnerHealth | None:
+        """Ask a runner process itself, which costs nobody anything.
+
+        A `llama-server` that is ready is asked for its slots: its inference loop answers.
+
+        Returns:
+            None when it does not speak as any known runner does.
+        """
+        path, end = health_path(runner.command.dialect), time.monotonic() + timeout
         try:
-            body = json.loads(_get(self._client, url, timeout)[1])
-            status, progress = body["status"], float(body.get("progress", 0))
+            found = health(runner.command.dialect, *self._of_runner(runner, path, timeout))
+            if found is None or found.state != "ready":
+                return found
+            if runner.command.dialect is not Dialect.LLAMA_SERVER:
+                return found
+            content = self._of_runner(runner, "/slots", max(end - time.monotonic(), 0.001))
+            return replace(found, slots=slots(*content))
         except (httpx.TimeoutException, TimeoutError):
             return RunnerHealth("silent")
-        except (httpx.HTTPError, ApiError, ValueError, KeyError, TypeError, AttributeError):
+        except httpx.ConnectError:
+            return RunnerHealth("gone")
+        except (httpx.HTTPError, ApiError):
             return None
-        if status in _RUNNER_LOADING:
-            return RunnerHealth("loading", progress)
-        return RunnerHealth("ready") if status in _RUNNER_READY else None
+
+    def is_mute(self, runner: Runner, timeout: float) -> bool:
+        """Whether a runner does not even answer for its health, which needs no inference."""
+        try:
+            self._of_runner(runner, health_path(runner.command.dialect), timeout)
+        except (httpx.TimeoutException, TimeoutError):
+            return True
+        except (httpx.HTTPError, ApiError):
+            pass
+        return False
+
+    def ask_runner(self, runner: Runner, ask: Ask, timeout: float) -> Answer:
+        """Ask a runner itself for a token, which moves no expiry and goes by no schedule."""
+        request = token_request(runner.command, ask.slot, ask.tokens)
+        if request is None or runner.command.port is None:
+            return Answer("error", message="this runner cannot be asked")
+        path, body = request
+        url, started = f"http://127.0.0.1:{runner.command.port}{path}", time.monotonic()
+        try:
+            status, content = _request(self._client, "POST", url, body, timeout)
+            return token_answer(status, content, time.monotonic() - started)
+        except (httpx.TimeoutException, TimeoutError):
+            return Answer("silent", time.monotonic() - started)
+        except (httpx.HTTPError, ApiError) as error:
+            return Answer("error", time.monotonic() - started, message=_words(error))
+
+    def version(self, timeout: float) -> str:
+        """The server's version; raises `ApiError`."""
+        return str(self._get("/api/version", timeout).get("version", ""))
+
+    def _of_runner(self, runner: Runner, path: str, timeout: float) -> tuple[int, bytes]:
+        return _get(self._client, f"http://127.0.0.1:{runner.command.port}{path}", timeout)
 
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
         try:
             status, content = _get(self._client, path, timeout)
         except (httpx.TimeoutException, TimeoutError):
-            raise ApiError(f"{path}: no answer from {self.url} within {timeout:.1f} s") from None
+            raise SilenceError(
+                f"{path}: no answer from {self.url} within {timeout:.1f} s"
+            ) from None
         except httpx.HTTPError as error:
-            raise ApiError(f"{path}: {self.url}: {_words(error)}") from None
+            words = _unreachable(error, self.url) or f"{path}: {self.url}: {_words(error)}"
+            raise ApiError(words) from None
         if status != 200:
             raise ApiError(f"{path}: {self.url} answered HTTP {status}")
         try:
@@ -281,11 +257,6 @@ def _client(url: str, last_words: bytes) -> httpx.Client:
         ssl_context=context, network_backend=_Backend(last_words)
     )
     return httpx.Client(base_url=url, trust_env=False, transport=transport)
-
-
-def _full_name(name: str) -> str:
-    name = name.lower()
-    return name if ":" in name.rpartition("/")[2] else name + ":latest"
 
 
 def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
@@ -362,6 +333,21 @@ def _answer(status: int, content: bytes, seconds: float) -> Answer:
     if count < 2 or spent <= 0:
         return Answer("token", seconds, embedding=embedding)
     return Answer("token", max(seconds - spent, 0), (count - 1) / spent)
+
+
+def _unreachable(error: BaseException, url: str) -> str | None:
+    """Why no connection was made, and what to check; None where another thing went wrong."""
+    cause: BaseException | None = error if isinstance(error, httpx.ConnectError) else None
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return (
+                f"nothing listens at {url} (connection refused): is `ollama serve` running, and is "
+                "OLLAMA_HOST right?"
+            )
+        if isinstance(cause, socket.gaierror):
+            return f"cannot resolve {httpx.URL(url).host} (OLLAMA_HOST)"
+        cause = cause.__context__  # httpcore hides it from `__cause__`
+    return None
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a check may ask of a loaded model without doing harm.
+"""What a check may ask, and of whom, so that it costs no user anything.
 
 Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the reasons.
 """
@@ -6,157 +6,275 @@ Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the
 from __future__ import annotations
 
 from probe.memory import Memory, ModelMemory
-from probe.observation import Ask, Seen
-from probe.ollama import FOREVER, same_model
-from probe.runners import Runner
+from probe.observation import Answer, Ask, Dialect, Model, Runner, Slot
 from probe.settings import Settings
 
-SAME_SECONDS = 1.0
-"""Two lengths of time closer than this are taken for one."""
-
 PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
-"""A model's process that sends more often than this sends tokens: it answers probes less often."""
+"""A runner that sends more often than this sends tokens: it answers probes less often."""
 
-CLOCK_JUMP_SECONDS = 1.0
-"""The wall clock was set when it moved by more than this against the monotonic one."""
+WORK_SHARE = 0.05
+"""A runner with something to run for more than this of the time that we waited has done work."""
+
+BUSY_SECONDS, BUSY_SECONDS_ON_CPU = 600.0, 3600.0
+"""How long a model may be busy with nothing to show for it; longer with nothing of it in VRAM:
+a long prompt takes longer there, and there is no driver to hang in."""
+
+OWN_TOKENS = 8
+"""A request of ours leaves no more than this in a slot, its prompt included."""
+
+CALM_SECONDS = 0.1
+"""A runner that ran for no longer than this since the last check has served no user."""
 
 
-def plan(seen: Seen, memory: Memory, settings: Settings, now: float, clock: float) -> Ask | None:
-    """What may be asked of a loaded model now; None: nothing, without harm.
+def routine(model: Model, memory: Memory, settings: Settings) -> Ask | None:
+    """What is asked of a model of which nothing is suspected; None: nothing, it would cost a user.
 
-    A request makes the server load a model anew when its options differ from those that it
-    was loaded with, moves the time at which it is unloaded, sets for how long later requests
-    keep it, and takes a conversation's place in the prompt cache. So: the same options, a
-    `keep_alive` that ends where it ended (none for a model that is kept for ever: it stays so,
-    unless a user names a time meanwhile), and no request while users are about.
-
-    Args:
-        seen: the model.
-        memory: what the checks before left.
-        settings: the probe's settings.
-        now: seconds of the monotonic clock, as `LoadedModel.expires_at`.
-        clock: what the wall clock is ahead of it.
+    A token takes a conversation's place in the prompt cache, which can cost its user minutes. So
+    it is asked of the runner itself, and only where there is a slot that holds nobody's
+    conversation. With `always` the server is asked, as a plain health check does.
     """
-    if seen.health is not None and seen.health.state != "ready":
-        return None  # a request would wait for the load, or make the server give the runner up
-    if seen.runner is not None and seen.runner.shape in memory.opaque:
-        return None  # a request of ours has made such a runner load anew before
-    past, options = past_of(seen, memory), _options(seen)
-    used = past is not None and used_since(seen, past)
-    served = used or gives_tokens(seen.runner, past, memory, now)
-    quiet = served or _recently_used(past, settings, now)
-    tokens = 0 if quiet else 1 if settings.min_tokens_per_second is None else 2
-    forever = seen.model.seconds_left(now) is None
-    if is_required(seen, settings):
-        return None if quiet and forever else Ask(tokens, FOREVER, options or {})
+    if model.gone or model.state != "ready" or _is_mlx(model):
+        return None
+    tokens = 1 if settings.min_tokens_per_second is None else 2
+    if settings.generate == "always":
+        return _always(model, tokens)
+    if settings.generate == "never" or model.runner is None:
+        return None
+    past = past_of(model, memory)
+    if model.runner.command.port is None or model.clamped is None:
+        return None  # whether it only embeds is not known either
+    if model.runner.command.embedding:  # has no prompt cache
+        return Ask("runner") if is_calm(model, past) else None
+    slots = model.health.slots if model.health else None
+    if slots is not None:
+        free = free_slot(slots, past)
+        return None if free is None else Ask("runner", tokens, slot=free)
+    if model.runner.command.dialect is Dialect.LLAMA_SERVER or past is None:
+        return None
+    unshared = past.unshared_text == model.row.expires_text
+    return Ask("runner", tokens) if unshared and is_calm(model, past) else None
+
+
+def _always(model: Model, tokens: int) -> Ask:
+    options = options_of(model)
+    if options is None and model.runner is not None:
+        return Ask("runner", tokens)  # the server would load it again for other options
+    context = model.row.context_length
     if options is None:
+        options = {} if context is None else {"num_ctx": context}
+    return Ask("server", tokens, options=options)
+
+
+def is_suspected(model: Model, memory: Memory, settings: Settings, now: float) -> bool:
+    """Whether something seems to be wrong with a model, so that a token of ours may cost a user.
+
+    Its runner is silent and does no work, or does some for too long; or it has left a request of
+    ours unanswered, and nothing has been heard from it since.
+    """
+    past = past_of(model, memory)
+    silent_since = past.silent_since if past else None
+    if model.state == "silent":
+        ran = model.runnable_seconds
+        idle = ran is None or ran < WORK_SHARE * model.silent_seconds
+        return idle or now - (silent_since or now) > busy_timeout(model, settings)
+    slots = model.health.slots if model.health else None
+    return (
+        model.state == "ready"
+        and silent_since is not None
+        and not users_got_tokens(model.runner, slots, past, now - (memory.checked_at or now))
+    )
+
+
+def is_suspicious(answer: Answer) -> bool:
+    """Whether what a runner itself has answered is a ground to ask the server."""
+    if answer.outcome == "silent":
+        return True
+    # Without a status its connection broke: the runner has gone, as when its model is unloaded.
+    return answer.outcome == "error" and answer.status is not None and answer.status >= 500
+
+
+def suspicion(model: Model, settings: Settings) -> Ask | None:
+    """What is asked about a model that is suspected: the server, which alone can prove a stall.
+
+    Where the options that the model was loaded with are not visible the server would load it
+    again, so its runner is asked, if that says anything. None: nothing may be asked.
+    """
+    if settings.generate == "never" or model.gone or _is_mlx(model):
         return None
-    if forever:
-        return None if quiet else Ask(tokens, None, options)
-    expires_at = _expires_at(seen, past)
-    if memory.checked_at is None:
-        return None  # what users have set shows at the next check, and only then can be given back
-    if past is None and not seen.unfinished:
-        return None  # the request that loaded it has just proven it
-    if past is not None and used:
-        return None if clock_was_set(memory, clock) else _give_back(past, memory, now, seen)
-    if quiet or expires_at - now < settings.timeout + 2 * max(now - memory.checked_at, 1):
-        return None  # it would be loaded again for us, or a user's time could not be given back
-    spent = 0.0 if past is None else past.token_seconds
-    return Ask(tokens, expires_at - now - spent, options)
+    options = options_of(model)
+    if options is not None:
+        return Ask("server", options=options)
+    if model.clamped is None:  # whether it only embeds is not known either
+        return None
+    return Ask("runner") if model.state == "ready" and model.runner is not None else None
 
 
-def is_required(seen: Seen, settings: Settings) -> bool:
-    """Whether this is the model that the settings want."""
-    return settings.model is not None and same_model(settings.model, seen.model.name)
+def _is_mlx(model: Model) -> bool:
+    """Whether it is of a kind that the probe cannot ask: its runner's requests are not known."""
+    return model.runner is not None and model.runner.command.dialect is Dialect.MLX
 
 
-def past_of(seen: Seen, memory: Memory) -> ModelMemory | None:
+def busy_timeout(model: Model, settings: Settings) -> float:
+    """For how many seconds a model may be too busy to answer."""
+    if settings.busy_timeout is not None:
+        return settings.busy_timeout
+    return BUSY_SECONDS if model.row.size_vram_bytes else BUSY_SECONDS_ON_CPU
+
+
+def keep(model: Model, settings: Settings, now: float) -> Ask | None:
+    """How a required model is kept loaded; None: it is, or its options are not visible."""
+    options = options_of(model)
+    if (
+        model.gone
+        or model.state != "ready"
+        or options is None
+        or not is_required(model, settings)
+        or model.row.expires_in(now) is None
+    ):
+        return None
+    return Ask("server", tokens=0, keep=True, options=options)
+
+
+def is_required(model: Model, settings: Settings) -> bool:
+    """Whether this is a model that the settings want."""
+    return any(same_model(name, model.row.name) for name in settings.models)
+
+
+def same_model(a: str, b: str) -> bool:
+    """Whether two names mean one model: the tag defaults to `latest`, the case does not matter."""
+    return _full_name(a) == _full_name(b)
+
+
+def _full_name(name: str) -> str:
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else name + ":latest"
+
+
+def past_of(model: Model, memory: Memory) -> ModelMemory | None:
     """What is known of this model, loaded by this process; another process has no past."""
-    past = memory.models.get(seen.model.name)
-    return past if past is not None and past.runner == identity(seen) else None
+    past = memory.models.get(model.row.key)
+    return past if past is not None and past.runner == identity(model) else None
 
 
-def used_since(seen: Seen, past: ModelMemory) -> bool:
-    """A user's request has completed since the last check, which proves the server well."""
-    return seen.model.expires_text != past.left and not seen.unfinished
+def identity(model: Model) -> str:
+    """What names the process that serves a model; empty where it is not visible."""
+    return model.runner.identity if model.runner else ""
 
 
-def gives_tokens(
-    runner: Runner | None, past: ModelMemory | None, memory: Memory, now: float
-) -> bool:
-    """Whether a model has sent tokens to users since the last check, as far as can be seen."""
-    if runner is None or runner.writes is None or past is None or past.writes is None:
-        return False
-    since = now - (memory.checked_at or now)
-    return runner.writes - past.writes > PROBE_WRITES + PROBE_WRITES_PER_SECOND * since
+def shape_of(model: Model) -> str:
+    """The same for a model that is loaded with the same options."""
+    command = model.runner.command if model.runner else None
+    options = f"{command.num_ctx} {command.parallel}" if command else ""
+    return f"{model.row.key} {model.row.context_length} {options}"
 
 
-def identity(seen: Seen) -> str:
-    return seen.runner.identity if seen.runner else ""
+def options_of(model: Model) -> dict[str, int] | None:
+    """The options that a model was loaded with; None where they are not visible.
 
-
-def _options(seen: Seen) -> dict[str, int] | None:
-    """The options that the model was loaded with, as far as they show; None when none does."""
-    runner = seen.runner
-    num_ctx = seen.model.context_length or (runner.num_ctx if runner else None)
-    if num_ctx is None:
+    `context_length` of `/api/ps` is no option: a server clamps what was asked for to what the
+    model was trained for, and takes the clamped number, sent back, for another one.
+    """
+    command = model.runner.command if model.runner else None
+    if (
+        command is None
+        or not command.options_visible
+        or command.num_ctx is None
+        or model.clamped is not False
+    ):
         return None
-    options = {"num_ctx": num_ctx}
-    if runner is not None and runner.num_batch is not None:
-        options["num_batch"] = runner.num_batch
-    if runner is not None and runner.num_thread is not None:
-        options["num_thread"] = runner.num_thread
+    options = {"num_ctx": command.num_ctx}
+    if command.num_batch is not None:
+        options["num_batch"] = command.num_batch
+    if command.num_thread is not None and not (model.runner and model.runner.default_threads):
+        options["num_thread"] = command.num_thread
+    if command.use_mmap is not None:
+        options["use_mmap"] = command.use_mmap
     return options
 
 
-def _recently_used(past: ModelMemory | None, settings: Settings, now: float) -> bool:
-    return past is not None and past.used_at is not None and now - past.used_at < settings.quiet
+def free_slot(slots: tuple[Slot, ...], past: ModelMemory | None) -> int | None:
+    """A slot for a token of ours, where no slot holds a user's conversation.
 
-
-def clock_was_set(memory: Memory, clock: float) -> bool:
-    """The server writes times by the wall clock: what it wrote before is wrong by as much."""
-    return memory.clock is not None and abs(clock - memory.clock) > CLOCK_JUMP_SECONDS
-
-
-def _expires_at(seen: Seen, past: ModelMemory | None) -> float:
-    """When it is to be unloaded, as users left it: at best by the clock that no one sets."""
-    if past is None or seen.unfinished or used_since(seen, past):
-        return seen.model.expires_at
-    return past.expires_at
-
-
-def _give_back(past: ModelMemory, memory: Memory, now: float, seen: Seen) -> Ask | None:
-    """After a user's request, undo what our last `keep_alive` did to the time it keeps the model.
-
-    Ollama keeps a request's `keep_alive` for all later requests that name none. A user who
-    named none got the time that we had set; one that named his own got that.
+    Where one does, a token in another slot is not free either: ours would be the last used one,
+    and a new conversation would take the place of the user's (measured on 0.34.2).
     """
-    if past.lent_seconds is None:
+    own = dict(past.own_tasks) if past else {}
+    if not all(slot.task is None or _is_own(slot, own.get(slot.id)) for slot in slots):
         return None
-    known = (past.session_seconds, past.lent_seconds)
-    if session_seconds(seen.model.expires_at, known, memory, now) != past.lent_seconds:
-        return None
-    used_at = seen.model.expires_at - past.lent_seconds
-    return Ask(0, max(used_at + past.session_seconds - now, 0), _options(seen) or {})
+    return slots[0].id if slots else None
 
 
-def session_seconds(
-    expires_at: float, known: tuple[float | None, ...], memory: Memory, now: float
-) -> float:
-    """For how long the last request keeps the model, if it ended between the last check and now.
+def _is_own(slot: Slot, task: int | None) -> bool:
+    """Whether all that a slot holds is a request of ours."""
+    return not slot.is_processing and slot.task == task and slot.held_tokens <= OWN_TOKENS
+
+
+def is_calm(model: Model, past: ModelMemory | None) -> bool:
+    """Whether the runner has had nothing to do since the last check, as far as can be seen.
+
+    Its waiting for a CPU does not count: on a crowded machine to answer a check takes long.
+    """
+    if past is None or past.cpu_seconds is None or model.runner is None:
+        return False
+    return model.runner.cpu_seconds - past.cpu_seconds <= CALM_SECONDS and not _is_processing(model)
+
+
+def users_got_tokens(
+    runner: Runner | None,
+    slots: tuple[Slot, ...] | None,
+    past: ModelMemory | None,
+    seconds: float,
+) -> bool:
+    """Whether tokens were counted for users since the last check, prompts' tokens included.
 
     Args:
-        expires_at: when the model is to be unloaded.
-        known: what it may be, likeliest first. One that fits is taken, else the shortest that
-            fits, so that a model is never kept for longer than its users asked for.
-        memory: has the last check.
-        now: this one.
+        runner: the model's process now.
+        slots: its slots now.
+        past: what the last check left.
+        seconds: how long ago that was.
     """
-    shortest = expires_at - now
-    if memory.checked_at is not None:
-        longest = expires_at - memory.checked_at
-        for seconds in known:
-            if seconds is not None and shortest - SAME_SECONDS <= seconds <= longest + SAME_SECONDS:
-                return seconds
-    return shortest
+    if past is None:
+        return False
+    if slots is not None and past.tokens is not None:
+        return any(_moved(slot, past) for slot in slots)
+    if runner is None or runner.writes is None or past.writes is None:
+        return False
+    if runner.command.dialect is Dialect.LLAMA_SERVER:
+        return False  # it writes lines of its log, also of requests that it does not answer
+    return runner.writes - past.writes > PROBE_WRITES + PROBE_WRITES_PER_SECOND * seconds
+
+
+def _moved(slot: Slot, past: ModelMemory) -> bool:
+    """Whether a request that is not ours has got tokens in a slot since the last check."""
+    if slot.task is None or slot.task in (task for _, task in past.own_tasks):
+        return False
+    before = next((mark for mark in past.tokens or () if mark[:2] == (slot.id, slot.task)), None)
+    tokens = progress_of(slot)[2] if slot.is_processing else slot.held_tokens
+    if past.silent_since is not None and tokens <= OWN_TOKENS:
+        return False  # it may be the one of ours that was not answered
+    if slot.is_processing:
+        return progress_of(slot)[2] > (before[2] if before else 0)
+    # Once it has ended, only what the slot holds shows that it got any.
+    return slot.held_tokens > 0 and (before is None or before[2] >= 0)
+
+
+def was_calm(model: Model, memory: Memory, now: float) -> bool:
+    """Whether a model had next to nothing to do since the last check, as far as can be seen.
+
+    Beside users' work a token takes longer, and that is no fault.
+    """
+    past, seconds = past_of(model, memory), now - (memory.checked_at or now)
+    if past is None or past.runnable_seconds is None or model.runner is None:
+        return False
+    ran = model.runner.runnable_seconds - past.runnable_seconds
+    return ran <= max(WORK_SHARE * seconds, CALM_SECONDS) and not _is_processing(model)
+
+
+def _is_processing(model: Model) -> bool:
+    return any(slot.is_processing for slot in (model.health and model.health.slots) or ())
+
+
+def progress_of(slot: Slot) -> tuple[int, int, int]:
+    """A slot, its last request, and how many tokens that has got so far; -1: it has ended."""
+    count = slot.prompt_tokens + slot.decoded_tokens if slot.is_processing else -1
+    return slot.id, -1 if slot.task is None else slot.task, count

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 
 HOST_PID_NAMESPACE = "pid:[4026531836]"
 """The kernel's first PID namespace always has this number (PROC_PID_INIT_INO)."""
@@ -25,17 +27,18 @@ def started(pid: int, proc: str = "/proc") -> str | None:
 
     It tells one process from another that has its number later.
     """
-    return after[19] if (after := _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()) else None
+    fields = stat(f"{proc}/{pid}/stat")
+    return fields[19] if fields else None
 
 
 def name_of(pid: int, proc: str = "/proc") -> str | None:
     """What a process is called; None when there is none."""
-    return _read(f"{proc}/{pid}/comm").strip() or None
+    return read(f"{proc}/{pid}/comm").strip() or None
 
 
 def pid_inside(pid: int, proc: str = "/proc") -> int | None:
     """The number that a process has in its own PID namespace; None when there is none."""
-    found = re.search(r"^NSpid:.*?(\d+)$", _read(f"{proc}/{pid}/status"), re.MULTILINE)
+    found = re.search(r"^NSpid:.*?(\d+)$", read(f"{proc}/{pid}/status"), re.MULTILINE)
     return int(found[1]) if found else None
 
 
@@ -44,10 +47,28 @@ def containers_of(pid: int, proc: str = "/proc") -> tuple[str, ...]:
 
     They stand in the names of its control groups, of version 1 as of 2, Docker's as containerd's.
     """
-    return tuple(dict.fromkeys(_CONTAINER.findall(_read(f"{proc}/{pid}/cgroup"))))
+    return tuple(dict.fromkeys(_CONTAINER.findall(read(f"{proc}/{pid}/cgroup"))))
 
 
-def _read(path: str) -> str:
+def stat(path: str) -> list[str] | None:
+    """The fields of a `stat` file that follow the name: the state, the parent and so on.
+
+    Args:
+        path: of a process or of one of its threads.
+    """
+    fields = read(path).rpartition(")")[2].split()
+    return fields if len(fields) > 21 else None
+
+
+def open_files(pid: int, proc: str = "/proc") -> Iterator[str]:
+    """What the open files of a process are; raises `OSError` where that cannot be read."""
+    for descriptor in os.listdir(f"{proc}/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            yield os.readlink(f"{proc}/{pid}/fd/{descriptor}")
+
+
+def read(path: str) -> str:
+    """A file of /proc; empty where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

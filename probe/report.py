@@ -1,6 +1,7 @@
-"""What a check found, as one line for a person, as JSON, as an exit code, and back.
+"""A check's result as one line for people, as JSON, as an exit code, and back.
 
-`autoheal` reads the line out of `docker inspect` with the same file that wrote it.
+`autoheal` reads the line in `docker inspect` with the code that wrote it. The probe may be of
+another version, so the line says what would help, and words that are not known here are kept.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 LINE_LIMIT = 4000
-"""Longest line written, in bytes; Docker cuts a health log's output at 4096."""
+"""Longest line written, in bytes. Docker cuts the output in its health log at 4096."""
 
-MESSAGE_LIMIT = 1500
+HEAD_AND_MESSAGE_LIMIT = 500
+"""Longest line without its readings, in bytes. Podman cuts the output in its health log here."""
+
+_HEAD_LIMIT = 60
+"""Longer than any status, reason and remedy together, in bytes."""
+
+MESSAGE_LIMIT = HEAD_AND_MESSAGE_LIMIT - _HEAD_LIMIT
 """Longest message, in bytes; a longer one is cut."""
 
 
@@ -22,6 +29,7 @@ class Remedy(StrEnum):
     """What would help."""
 
     NONE = "none"
+    RUNNER = "runner"
     RESTART = "restart"
     RECREATE = "recreate"
     OPERATOR = "operator"
@@ -42,11 +50,12 @@ class Reason(StrEnum):
     VRAM_MISMATCH = "vram_mismatch"
     VRAM_TAKEN = "vram_taken"
     MODEL_MISSING = "model_missing"
+    MODEL_UNUSABLE = "model_unusable"
     MISCONFIGURED = "misconfigured"
 
     @property
     def remedy(self) -> Remedy:
-        """What helps against it, when it is a fault."""
+        """What helps against it when it is a fault, unless the verdict says otherwise."""
         return _REMEDIES.get(self, Remedy.NONE)
 
 
@@ -54,11 +63,12 @@ _REMEDIES = {
     Reason.API_DOWN: Remedy.RESTART,
     Reason.STALLED: Remedy.RESTART,
     Reason.SLOW: Remedy.RESTART,
-    Reason.CPU_FALLBACK: Remedy.RECREATE,
-    Reason.GPU_LOST: Remedy.RECREATE,
-    Reason.VRAM_MISMATCH: Remedy.RECREATE,
+    Reason.CPU_FALLBACK: Remedy.RESTART,
+    Reason.GPU_LOST: Remedy.RESTART,
+    Reason.VRAM_MISMATCH: Remedy.RESTART,
     Reason.VRAM_TAKEN: Remedy.OPERATOR,
     Reason.MODEL_MISSING: Remedy.OPERATOR,
+    Reason.MODEL_UNUSABLE: Remedy.OPERATOR,
     Reason.MISCONFIGURED: Remedy.OPERATOR,
 }
 
@@ -71,25 +81,27 @@ class Verdict:
 
     Attributes:
         healthy: what Docker is told.
-        reason: one of a closed list.
-        message: the same in words, for the person who reads `docker inspect`. It is made one
-            line, and cut where it is longer than `MESSAGE_LIMIT`.
+        reason: one of a closed list. In a line of a newer probe it may be another word.
+        message: the same in words, for whoever reads `docker inspect`. It is made one line, and
+            cut where it is longer than `MESSAGE_LIMIT`.
         readings: what it rests on; names carry their unit (`first_token_seconds`). Numbers that
-            are none become None, and what a line has no room for is left out.
+            are not finite become None, and what a line has no room for is left out.
+        remedy: what would help. Left out, it is what helps against the reason; a healthy verdict
+            always has `Remedy.NONE`.
     """
 
     healthy: bool
-    reason: Reason
+    reason: Reason | str
     message: str
     readings: dict[str, Reading] = field(default_factory=dict)
+    remedy: Remedy = None  # type: ignore[assignment]  # never None once it is made
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", _one_line(self.message))
         object.__setattr__(self, "readings", _in_room(self.readings))
-
-    @property
-    def remedy(self) -> Remedy:
-        return Remedy.NONE if self.healthy else self.reason.remedy
+        if self.healthy or self.remedy is None:
+            remedy = Remedy.NONE if self.healthy else _usual_remedy(self.reason)
+            object.__setattr__(self, "remedy", remedy)
 
     @property
     def exit_code(self) -> int:
@@ -97,43 +109,85 @@ class Verdict:
         return 0 if self.healthy else 1
 
 
+def _usual_remedy(reason: Reason | str) -> Remedy:
+    """What is meant where no remedy is written; an unknown reason is no ground for a restart."""
+    return reason.remedy if isinstance(reason, Reason) else Remedy.NONE
+
+
+def unhealthy(reason: Reason, message: str, **readings: Reading) -> Verdict:
+    """A fault, whose remedy is the usual one for its reason."""
+    return Verdict(False, reason, message, readings)
+
+
 def render(verdict: Verdict) -> str:
-    """The verdict as one line: status, reason, remedy, words, then the readings as JSON.
+    """The verdict as one line: status, reason, remedy, message, then the readings as JSON.
 
     Example:
         `unhealthy stalled (restart): tiny gave no token in 10 s {"model":"tiny"}`
     """
     status = "healthy" if verdict.healthy else "unhealthy"
-    remedy = "" if verdict.remedy is Remedy.NONE else f" ({verdict.remedy})"
+    goes_without_saying = verdict.remedy is Remedy.NONE and (
+        verdict.healthy or _usual_remedy(verdict.reason) is Remedy.NONE
+    )
+    remedy = "" if goes_without_saying else f" ({verdict.remedy})"
     return f"{status} {verdict.reason}{remedy}: {verdict.message} {_compact(verdict.readings)}"
 
-
-_HEAD_LIMIT = 60
-"""Longer than any status, reason and remedy together."""
 
 # Docker writes its own words before those of a check that was done and could not end, as while a
 # call hangs in the driver.
 _HEAD = re.compile(
     r"(?:Health check exceeded timeout \([^)]*\): (?=unhealthy ))?"
-    r"(healthy|unhealthy) ([a-z_]+)(?: \([a-z]+\))?: "
+    r"(healthy|unhealthy) ([a-z_]{1,32})(?: \(([a-z_]{1,16})\))?:(?: |$)"
 )
+
+_OPEN = r'"(?:[^"\\]|\\.)*'
+_STRING = f'{_OPEN}"'
+_CUT_READINGS = re.compile(
+    rf"(?:^| )\{{(?:{_STRING}:(?:{_STRING}|[^\",]+),)*"
+    rf"(?:{_STRING}:[^\",]*|(?:{_STRING}:)?(?:{_OPEN}\\?|{_STRING})|)$"
+)
+"""The beginning of a JSON object as `_compact` writes it, up to where it was cut."""
 
 
 def parse(line: str) -> Verdict | None:
-    """The verdict that `render` wrote as this line, or None when it wrote no such line."""
-    line = line.strip()
+    """Read a line that `render` wrote, in this version of the probe or another.
+
+    The line may have been cut anywhere behind its head; a verdict without its readings is still
+    the verdict. Other programs' health checks may begin with the same words, so a line counts
+    only if its reason or its remedy is known here, or if it ends with readings.
+
+    Returns:
+        The verdict, or None for anything else. A remedy that is not known is `Remedy.OPERATOR`.
+    """
+    line = line.strip()[: LINE_LIMIT + 1000]  # Docker's own words may stand before it
     head = _HEAD.match(line)
     if head is None:
         return None
     body = line[head.end() :]
+    reason = Reason(head[2]) if head[2] in _REASONS else head[2]
+    remedy = Remedy(head[3]) if head[3] in _KNOWN_REMEDIES else None
+    message, readings = _split(body)
+    if readings is None and remedy is None and not isinstance(reason, Reason):
+        return None
+    if head[3] and remedy is None:
+        remedy = Remedy.OPERATOR
+    written = {} if remedy is None else {"remedy": remedy}
+    return Verdict(head[1] == "healthy", reason, message, readings or {}, **written)
+
+
+_REASONS = frozenset(map(str, Reason))
+_KNOWN_REMEDIES = frozenset(map(str, Remedy))
+
+
+def _split(body: str) -> tuple[str, dict[str, Reading] | None]:
+    """The message, and the readings behind it; None where they are cut off."""
     # A message may hold braces too: the readings are the shortest tail that is a JSON object.
     for brace in reversed([m.start() for m in re.finditer(r"\{", body)]):
         try:
-            readings = json.loads(body[brace:])
-            return Verdict(head[1] == "healthy", Reason(head[2]), body[:brace].rstrip(), readings)
-        except ValueError:
+            return body[:brace].rstrip(), json.loads(body[brace:])
+        except (ValueError, RecursionError):
             continue
-    return None
+    return _CUT_READINGS.sub("", body).rstrip(), None
 
 
 def to_json(verdict: Verdict) -> str:

@@ -1,89 +1,84 @@
 """The runner processes of an Ollama server, read from /proc of this container.
 
 The server's API does not say how a model was loaded. The command line of the process that
-serves it does, and the time for which it had something to run tells work from silence.
+serves it may, and the time for which it had something to run tells work from silence.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
 
+from probe import dialects
+from probe.observation import CommandLine, Dialect, LoadedModel, Runner
+from probe.processes import open_files, stat
 
-@dataclass(frozen=True)
-class Runner:
-    """One runner process.
-
-    Attributes:
-        pid: its process id.
-        started: its start, in clock ticks since boot; with `pid` it names one process for ever.
-        port: where it listens on loopback.
-        blob: file name of the model's weights, `sha256-...`.
-        blob_bytes: their size on disk; None where it cannot be seen.
-        num_ctx: context length that a request for this model was loaded with, in tokens.
-        num_batch: its batch size, in tokens.
-        num_thread: its threads; None where that is the number the server takes by itself.
-        shape: its command line but for the port: the same for every runner started alike.
-        cpu_seconds: CPU time it has used so far.
-        queued_seconds: for how long the threads that it has now have waited for a CPU so far.
-        runnable: whether one of them runs or waits for a CPU now.
-        writes: how often it has sent something: a token, or word of its health; None where the
-            kernel does not tell.
-        memory_bytes: how much memory it holds.
-        model_on_cpu_by_choice: it was told to put no layer on a GPU.
-    """
-
-    pid: int
-    started: int
-    port: int | None = None
-    blob: str = ""
-    blob_bytes: int | None = None
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_thread: int | None = None
-    shape: str = ""
-    cpu_seconds: float = 0.0
-    queued_seconds: float = 0.0
-    runnable: bool = False
-    writes: int | None = None
-    memory_bytes: int = 0
-    model_on_cpu_by_choice: bool = False
-
-    @property
-    def identity(self) -> str:
-        """The same for one process at every look, and never for another one."""
-        return f"{self.pid}/{self.started}"
-
-    @property
-    def runnable_seconds(self) -> float:
-        """For how long its threads have run, or waited for a CPU to run on."""
-        return self.cpu_seconds + self.queued_seconds
-
-    def ran(self, later: Runner | None, seconds: float) -> float:
-        """For how long of the seconds since this look it ran or waited for a CPU.
-
-        The kernel counts a wait when it ends, which on a crowded machine is late: one that runs
-        or waits at both looks is taken to have done so throughout.
-
-        Args:
-            later: the same process now; None when it is gone.
-            seconds: between the looks.
-        """
-        if later is None:
-            return 0.0
-        # A thread that ends takes along what it had waited.
-        queued = max(later.queued_seconds - self.queued_seconds, 0.0)
-        counted = later.cpu_seconds - self.cpu_seconds + queued
-        return max(counted, seconds) if self.runnable and later.runnable else counted
+_LISTEN = b"0A"
+_MAX_ANCESTORS = 64
 
 
 def find(proc: str = "/proc") -> tuple[Runner, ...]:
     """Every runner that can be seen. What cannot be read is left out; never raises."""
-    runners = (_runner(proc, pid, words) for pid, words in _commands(proc))
-    return tuple(runner for runner in runners if runner is not None)
+    found = []
+    for pid, words in _commands(proc):
+        command = dialects.command_line(words)
+        runner = _runner(proc, pid, command) if command else None
+        if runner:
+            found.append(runner)
+    return tuple(found)
+
+
+def again(runner: Runner) -> Runner | None:
+    """The same process as it is now; None when it has ended."""
+    return next((one for one in find() if one.identity == runner.identity), None)
+
+
+def match(
+    models: Sequence[LoadedModel],
+    found: Sequence[Runner],
+    blob: Callable[[str], str],
+    known: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, Runner]]:
+    """Each model's digest, or its name where it has none, with the runner that serves it.
+
+    Two rows of one name are two models: one was created again while it was loaded. A model
+    whose runner cannot be told is left out.
+
+    Args:
+        models: the loaded models.
+        found: the runners.
+        blob: returns the file name of the weights of the model that has a name now; empty when
+            nobody knows. Called only where `known` does not help.
+        known: identities of runners that are known to serve a model, by the same keys.
+    """
+    models, found = list(models), list(found)
+
+    def take(model: LoadedModel, runner: Runner) -> tuple[str, Runner]:
+        models.remove(model)
+        found.remove(runner)
+        return _key(model), runner
+
+    by_identity = {runner.identity: runner for runner in found}
+    for model in tuple(models):
+        runner = by_identity.get((known or {}).get(_key(model), ""))
+        if runner in found:
+            yield take(model, runner)
+    names = Counter(model.name for model in models)
+    blobs: dict[str, str] = {}
+    for model in tuple(models):
+        if not found:
+            return
+        # Of two rows of one name, the name means the newer one, and which that is does not show.
+        blobs[model.name] = blob(model.name) if names[model.name] == 1 else ""
+        # On a host several containers may serve the same weights: the newest is likeliest ours.
+        newest = sorted(found, key=lambda r: r.started, reverse=True)
+        runner = next((r for r in newest if _serves(r.command, model, blobs[model.name])), None)
+        if runner:
+            yield take(model, runner)
+    if len(models) == len(found) == 1 and not _contradicts(found[0], blobs[models[0].name]):
+        yield take(models[0], found[0])
 
 
 def server_is_here(proc: str = "/proc") -> bool:
@@ -91,39 +86,58 @@ def server_is_here(proc: str = "/proc") -> bool:
 
     On a host those of its containers are seen as well; their servers are not meant.
     """
-    return any(
-        os.path.basename(words[0]) == "ollama"
-        and words[1:2] == ["serve"]
-        and _is_among_ours(proc, pid)
-        for pid, words in _commands(proc)
-    )
+    return any(_servers(proc))
 
 
-def match(
-    models: Sequence[str],
-    found: Sequence[Runner],
-    blob: Callable[[str], str],
-    known: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, Runner]]:
-    """Each model's name with the runner that serves it, where that can be told.
+def server_pid(port: int, proc: str = "/proc") -> int | None:
+    """Process id of the Ollama server among our own processes that listens on a port.
 
-    Args:
-        models: names of the loaded models.
-        found: the runners.
-        blob: says the file name of a model's weights; empty when nobody knows.
-        known: identities of runners that are known to serve a model, by its name.
+    Where the open files of a server cannot be read, as those of another user, it is the only
+    server that there is; None when there are several.
     """
-    if not found:
-        return
-    if len(models) == 1 and len(found) == 1:
-        yield models[0], found[0]
-        return
-    by_identity = {runner.identity: runner for runner in found}
-    by_blob = {runner.blob: runner for runner in found}
-    for model in models:
-        runner = by_identity.get((known or {}).get(model, "")) or by_blob.get(blob(model))
-        if runner is not None:
-            yield model, runner
+    servers = list(_servers(proc))
+    sockets = {f"socket:[{inode}]" for inode in _listening(proc, port)}
+    hidden = not sockets
+    for pid in servers:
+        try:
+            if sockets & set(open_files(pid, proc)):
+                return pid
+        except OSError:
+            hidden = True
+    return servers[0] if hidden and len(servers) == 1 else None
+
+
+def descends_from(runner: Runner, pid: int, proc: str = "/proc") -> bool:
+    """Whether a process is the runner's parent, or a parent of its parent, and so on."""
+    parent = runner.parent
+    for _ in range(_MAX_ANCESTORS):  # a pid that is given again could close a circle
+        if parent in (0, pid):
+            break
+        fields = stat(f"{proc}/{parent}/stat")
+        parent = int(fields[1]) if fields else 0
+    return parent == pid != 0
+
+
+def _key(model: LoadedModel) -> str:
+    return model.digest or model.name
+
+
+def _serves(command: CommandLine, model: LoadedModel, blob: str) -> bool:
+    if command.dialect is Dialect.MLX:
+        return command.model.lower().removesuffix(":latest") == model.name.lower().removesuffix(
+            ":latest"
+        )
+    # Weights in several files are linked into a directory that is named after the manifest.
+    directory = os.path.basename(os.path.dirname(command.weights))
+    if directory.startswith(".ollama-split-"):
+        return model.digest != "" and directory.split("-")[2] == model.digest[:12]
+    return blob != "" and os.path.basename(command.weights) == blob
+
+
+def _contradicts(runner: Runner, blob: str) -> bool:
+    """Whether a runner is known to have other weights, as one that loads another model has."""
+    file = os.path.basename(runner.command.weights)
+    return blob != "" and file.startswith("sha256-") and file != blob
 
 
 def _commands(proc: str) -> Iterator[tuple[int, list[str]]]:
@@ -137,6 +151,12 @@ def _commands(proc: str) -> Iterator[tuple[int, list[str]]]:
         yield pid, words
 
 
+def _servers(proc: str) -> Iterator[int]:
+    for pid, words in _commands(proc):
+        if dialects.serves(words) and _is_among_ours(proc, pid):
+            yield pid
+
+
 def _is_among_ours(proc: str, pid: int) -> bool:
     """Whether a process is in our PID namespace itself, and not in one below it."""
     try:
@@ -145,34 +165,36 @@ def _is_among_ours(proc: str, pid: int) -> bool:
         return False
 
 
-def _runner(proc: str, pid: int, words: list[str]) -> Runner | None:
-    if "runner" not in words[1:3]:  # `ollama runner --model ... --port ...`
+def _listening(proc: str, port: int) -> Iterator[str]:
+    """Inodes of the sockets that listen on a port, in our network namespace."""
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError), open(f"{proc}/net/{table}", "rb") as file:
+            for fields in map(bytes.split, file.readlines()[1:]):
+                if fields[3] == _LISTEN and int(fields[1].rpartition(b":")[2], 16) == port:
+                    yield fields[9].decode()
+
+
+def _runner(proc: str, pid: int, command: CommandLine) -> Runner | None:
+    fields = stat(f"{proc}/{pid}/stat")
+    if fields is None:
         return None
-    try:
-        with open(f"{proc}/{pid}/stat", "rb") as file:
-            stat = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    options = {key.lstrip("-"): value for key, value in pairwise(words)}
     queued_seconds, runnable = _threads(proc, pid)
-    port, weights = options.pop("port", None), options.get("model", "")
-    num_ctx, parallel = _number(options.get("ctx-size")), _number(options.get("parallel"))
+    io = _io(proc, pid)
+    # A load by `read` shows in `rchar`, also from the page cache; one by `mmap` in `read_bytes`.
+    read = [io[name] for name in (b"rchar", b"read_bytes") if name in io]
     return Runner(
         pid=pid,
-        started=int(stat[19]),
-        port=_number(port),
-        blob=os.path.basename(weights),
-        blob_bytes=_size(weights),
-        num_ctx=num_ctx // (parallel or 1) if num_ctx else None,
-        num_batch=_number(options.get("batch-size")),
-        num_thread=_chosen_threads(proc, _number(options.get("threads"))),
-        shape=" ".join(word for word in words[1:] if word != port),
-        cpu_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        started=int(fields[19]),
+        command=command,
+        parent=int(fields[1]),
+        blob_bytes=_size(command.weights),
+        default_threads=_default_threads(proc, command),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
         queued_seconds=queued_seconds,
         runnable=runnable,
-        writes=_writes(proc, pid),
-        memory_bytes=int(stat[21]) * os.sysconf("SC_PAGE_SIZE"),
-        model_on_cpu_by_choice=options.get("n-gpu-layers") == "0",
+        writes=io.get(b"syscw"),
+        read_bytes=max(read, default=None),
+        memory_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
     )
 
 
@@ -190,10 +212,12 @@ def _threads(proc: str, pid: int) -> tuple[float, bool]:
     return nanoseconds / 1e9, runnable
 
 
-def _writes(proc: str, pid: int) -> int | None:
-    with suppress(OSError, ValueError, StopIteration), open(f"{proc}/{pid}/io", "rb") as file:
-        return int(next(line for line in file if line.startswith(b"syscw:"))[6:])
-    return None
+def _io(proc: str, pid: int) -> dict[bytes, int]:
+    """What a process has read and written; empty where the kernel does not tell."""
+    with suppress(OSError, ValueError), open(f"{proc}/{pid}/io", "rb") as file:
+        pairs = [line.split(b":") for line in file]
+        return {name: int(value) for name, value in pairs}
+    return {}
 
 
 def _size(file: str) -> int | None:
@@ -203,10 +227,13 @@ def _size(file: str) -> int | None:
         return None
 
 
-def _chosen_threads(proc: str, threads: int | None) -> int | None:
-    """The number of threads, unless it is the one that Ollama takes when nobody chooses."""
-    if threads is None:
-        return None
+def _default_threads(proc: str, command: CommandLine) -> bool:
+    """Whether the number of threads is the one that the server takes by itself.
+
+    Up to 0.11.4 it names that number on the command line; since 0.30 only what a user chose.
+    """
+    if command.num_thread is None or command.dialect is not Dialect.OLLAMA_RUNNER:
+        return command.num_thread is None
     try:
         with open(f"{proc}/cpuinfo", encoding="utf-8") as file:
             fields = [line.split(":") for line in file if ":" in line]
@@ -216,10 +243,4 @@ def _chosen_threads(proc: str, threads: int | None) -> int | None:
     processors = [value for key, value in pairs if key == "processor"]
     chips = [value for key, value in pairs if key == "physical id"]
     cores = [value for key, value in pairs if key == "core id"]
-    return (
-        None if threads in (len(processors), len({*zip(chips, cores, strict=False)})) else threads
-    )
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return command.num_thread in (len(processors), len({*zip(chips, cores, strict=False)}))

@@ -21,10 +21,11 @@ from waitress.server import create_server
 
 from probe.check import look
 from probe.exposition import CONTENT_TYPE
+from probe.knobs import SettingError
 from probe.metrics import Checks, Metrics
 from probe.observation import Observation
 from probe.report import Reason, Remedy, Verdict, render
-from probe.settings import ServeSettings, SettingError, Settings
+from probe.settings import ServeSettings, Settings
 
 GIB = 1 << 30
 LATE_CHECKS = 3
@@ -33,6 +34,8 @@ LATE_CHECKS = 3
 Body = dict[str, Any]
 Page = Callable[[float], tuple[HTTPStatus, Body | bytes]]
 """What a page says at a moment of the monotonic clock: JSON, or metrics."""
+
+_HELPED_BY_A_RESTART = (Remedy.RUNNER, Remedy.RESTART, Remedy.RECREATE)
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
@@ -102,7 +105,7 @@ class Answers:
         total = gpu.memory_total_bytes if gpu else None
         used = gpu.memory_used_bytes if gpu else None
         free = None if total is None or used is None else total - used
-        resident = any(seen.model.size_vram_bytes for seen in found.observation.seen)
+        resident = any(model.row.size_vram_bytes for model in found.observation.models)
         # A model that fills its card is as it should be: the watermark is for one that is to come.
         low = free is not None and free < self._serve.watermark * GIB and not resident
         warming = verdict.reason is Reason.LOADING
@@ -111,7 +114,7 @@ class Answers:
         body = Body(
             status=words,
             gpu_available=bool(gpu and gpu.devices and gpu.fault is None),
-            model_loaded=bool(found.observation.seen) and not warming,
+            model_loaded=bool(found.observation.models) and not warming,
             free_gpu_memory_gb=None if free is None else round(free / GIB, 2),
             total_gpu_memory_gb=None if total is None else round(total / GIB, 2),
             watermark_gb=self._serve.watermark,
@@ -120,7 +123,7 @@ class Answers:
             remedy=verdict.remedy,
             message=verdict.message,
             readings=verdict.readings,
-            models=[_row(seen.model) for seen in found.observation.seen],
+            models=[_row(model.row) for model in found.observation.models],
             gpus=[asdict(device) for device in gpu.devices] if gpu else [],
             checked_seconds_ago=round(now - found.at, 1),
         )
@@ -131,7 +134,7 @@ class Answers:
     def _livez(self, now: float) -> tuple[HTTPStatus, Body]:
         """503 only where a restart helps: what Kubernetes does about it is a restart."""
         found = self.finding
-        helps = found is not None and found.verdict.remedy in (Remedy.RESTART, Remedy.RECREATE)
+        helps = found is not None and found.verdict.remedy in _HELPED_BY_A_RESTART
         return _short(found, HTTPStatus.SERVICE_UNAVAILABLE if helps else HTTPStatus.OK)
 
     def _readyz(self, now: float) -> tuple[HTTPStatus, Body]:

@@ -1,115 +1,16 @@
-"""Every knob of the probe, and the small machine that reads knobs for both programs.
-
-A knob is read from its flag, else from its environment variable, else it has its
-default. A bad value is one `SettingError`: what, where, and what is allowed.
-"""
+"""Every setting of the probe: how it is named, read and explained."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Limit = float | Literal["learned"] | None
-"""A limit that the user sets, one learned from the best that was seen, or none."""
+from probe.knobs import Knob, address, number, one_of, read, seconds
 
-
-class SettingError(ValueError):
-    """A setting has a value that is not allowed; its text is the whole message for the user."""
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One setting: its name, how it is read, what it means.
-
-    Attributes:
-        name: attribute name in the settings object; the flag is `--` plus it with dashes.
-        env: the environment variable.
-        default: the default, as a user would write it.
-        parse: text to value; raises `ValueError` for what is not allowed.
-        allowed: what is allowed, in words that end the error message.
-        help: one line for `--help` and the documentation.
-        secret: its value must never be shown, not even when it is wrong.
-        alone: the value that the flag means without one; None where it needs one.
-    """
-
-    name: str
-    env: str
-    default: str
-    parse: Callable[[str], Any]
-    allowed: str
-    help: str
-    secret: bool = False
-    alone: str | None = None
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-
-def read(
-    knobs: Sequence[Knob], flags: Mapping[str, str | None], env: Mapping[str, str]
-) -> dict[str, Any]:
-    """Read every knob.
-
-    Args:
-        knobs: what to read.
-        flags: values given as flags, by knob name; None where a flag was not given.
-        env: the environment. A variable that is empty counts as not set.
-
-    Returns:
-        One parsed value for each knob's name.
-
-    Raises:
-        SettingError: for the first value that is not allowed.
-    """
-    values = {}
-    for knob in knobs:
-        flag = flags.get(knob.name)
-        if flag is not None:
-            source, text = knob.flag, flag
-        elif env.get(knob.env, "") != "":
-            source, text = knob.env, env[knob.env]
-        else:
-            source, text = knob.env, knob.default
-        try:
-            values[knob.name] = knob.parse(text.strip())
-        except ValueError:
-            shown = "(hidden)" if knob.secret else repr(text)
-            raise SettingError(f"{source}={shown}: must be {knob.allowed}") from None
-    return values
-
-
-def number(low: float, high: float, what: str = "a number") -> tuple[Callable[[str], float], str]:
-    """A parser for a number within bounds (both allowed), and those bounds in words."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    return parse, f"{what} from {low:g} to {high:g}"
-
-
-def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
-    """A parser for a number of seconds within bounds (both allowed), and those bounds in words."""
-    return number(low, high, "a number of seconds")
-
-
-def one_of(*choices: str) -> tuple[Callable[[str], str], str]:
-    """A parser for one of some words, in any case, and those words."""
-
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError(text)
-        return text.lower()
-
-    return parse, "one of " + ", ".join(choices)
+Limit = float | None
+"""A limit that the user sets, or none."""
 
 
 def _count(text: str) -> int:
@@ -127,23 +28,22 @@ def _percent(text: str) -> float:
 
 
 def limit(low: float, high: float, what: str) -> tuple[Callable[[str], Limit], str]:
-    """A parser for a limit that may be off, or learned, and what it allows in words."""
+    """A parser for a limit that may be off, and what it allows in words."""
     parse_number, bounds = number(low, high, what)
 
     def parse(text: str) -> Limit:
-        if text.lower() in ("off", "learned"):
-            return None if text.lower() == "off" else "learned"
-        return parse_number(text)
+        # `learned` is a value of older versions, which must not stop a container that has it.
+        return None if text.lower() in ("off", LEARNED) else parse_number(text)
 
-    return parse, f"off, learned, or {bounds}"
+    return parse, f"off or {bounds}"
 
 
-def address(text: str) -> tuple[str, int]:
-    """`host:port`, all interfaces where the host is left out; raises `ValueError`."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ValueError(text)
-    return host.strip("[]") or "0.0.0.0", int(port)
+def _names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once, in their order."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if text and not names:
+        raise ValueError(text)  # to require nothing, leave it empty
+    return names
 
 
 def ollama_url(text: str) -> str:
@@ -180,31 +80,15 @@ def ollama_url(text: str) -> str:
     return f"{scheme}://{host}:{default_port if port is None else port}{slash}{path}".rstrip("/")
 
 
-_GO_DURATION = re.compile(r"(\d+(?:\.\d*)?)(h|ms|m|s|us|µs|ns)")
-_GO_UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def ollama_keep_alive(text: str) -> float:
-    """`OLLAMA_KEEP_ALIVE` in seconds, infinite where negative; 5 minutes for nonsense."""
-    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
-    if digits.isdigit():
-        value = float(digits)
-    elif digits and not _GO_DURATION.sub("", digits):
-        value = sum(float(n) * _GO_UNITS[unit] for n, unit in _GO_DURATION.findall(digits))
-    else:
-        return 300.0
-    return math.inf if sign < 0 else value
-
-
 _timeout, _timeout_allowed = seconds(1, 300)
 _load, _load_allowed = seconds(10, 86_400)
 _busy, _busy_allowed = seconds(10, 86_400)
 _interval, _interval_allowed = seconds(1, 3600)
 _watermark, _watermark_allowed = number(0, 1000)
-_quiet, _quiet_allowed = seconds(0, 3600)
-_first, _first_allowed = limit(0.001, 300, "a number of seconds")
 _rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
 _gpu, _gpu_allowed = one_of("auto", "required", "off")
+_generate, _generate_allowed = one_of("auto", "always", "never")
+_heal, _heal_allowed = one_of("off", "runner")
 
 KNOBS: tuple[Knob, ...] = (
     Knob(
@@ -216,13 +100,25 @@ KNOBS: tuple[Knob, ...] = (
         "Where the Ollama server listens.",
     ),
     Knob(
-        "model",
+        "models",
         "PROBE_MODEL",
         "",
-        lambda text: text or None,
-        "a model's name",
-        "A model that is required: it is kept loaded, and not having it is a fault. "
-        "Empty: look at whatever is loaded.",
+        _names,
+        "names of models, separated by commas",
+        "The models that are required: each is kept loaded, and not having it in memory is a "
+        "fault. Empty: every model that is loaded is checked, and none is required.",
+        option="--model",
+    ),
+    Knob(
+        "generate",
+        "PROBE_GENERATE",
+        "auto",
+        _generate,
+        _generate_allowed,
+        "When a check requests a token. auto: from the model's runner where that costs users "
+        "nothing; from the server where a hang is suspected. always: from the server at each "
+        "check, as a plain health check does; this keeps models loaded. never: rely on what can be "
+        "read.",
     ),
     Knob(
         "gpu",
@@ -231,7 +127,8 @@ KNOBS: tuple[Knob, ...] = (
         _gpu,
         _gpu_allowed,
         "Whether a GPU is expected. auto: when this container has a driver library or a "
-        "device node, or an earlier check saw a GPU.",
+        "device node, or an earlier check saw a GPU. required: a missing GPU, or a model on the "
+        "CPU, is a fault. off: GPUs are not checked.",
     ),
     Knob(
         "timeout",
@@ -262,29 +159,11 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         "min_vram",
         "PROBE_MIN_VRAM_PERCENT",
-        "1",
-        _percent,
-        "a percentage above 0 and up to 100",
-        "How much of a model must be in VRAM where a GPU is there: of one that is required or was "
-        "there before, and with PROBE_GPU=required of every one.",
-    ),
-    Knob(
-        "quiet",
-        "PROBE_QUIET",
-        "60",
-        _quiet,
-        _quiet_allowed,
-        "For how long after a user's request the model is asked for nothing: the request has "
-        "proven it, and a token of ours could take the conversation's place in the prompt cache.",
-    ),
-    Knob(
-        "max_first_token",
-        "PROBE_MAX_FIRST_TOKEN",
-        "off",
-        _first,
-        _first_allowed,
-        "A first token that takes longer is slow. learned: than five times this container's "
-        "best, and a second.",
+        "auto",
+        lambda text: None if text.lower() == "auto" else _percent(text),
+        "auto or a percentage above 0 and up to 100",
+        "How much of a model must be in VRAM where a GPU is there. auto: a model is expected in "
+        "VRAM where it was, or would fit.",
     ),
     Knob(
         "min_tokens_per_second",
@@ -292,8 +171,8 @@ KNOBS: tuple[Knob, ...] = (
         "off",
         _rate,
         _rate_allowed,
-        "Fewer are slow. learned: than a fifth of this container's best. Unless it is off, a check "
-        "asks for two tokens, to measure the second.",
+        "The fewest tokens per second; a model below this is slow. Unless it is off, a check that "
+        "asks for a token asks for two, to measure the second.",
     ),
     Knob(
         "slow_checks",
@@ -304,12 +183,14 @@ KNOBS: tuple[Knob, ...] = (
         "How many checks in a row must be slow before that is a fault.",
     ),
     Knob(
-        "keep_alive",
-        "OLLAMA_KEEP_ALIVE",
-        "5m",
-        ollama_keep_alive,
-        "a duration as Ollama takes it",
-        "The server's own setting: for how long it keeps a model that nobody uses.",
+        "heal",
+        "PROBE_HEAL",
+        "off",
+        _heal,
+        _heal_allowed,
+        "What a health check does about a model that is stalled for three checks in a row. runner: "
+        "it ends the process that serves it, up to three times an hour; the server and its other "
+        "models go on. off: nothing.",
     ),
     Knob(
         "state_dir",
@@ -319,7 +200,26 @@ KNOBS: tuple[Knob, ...] = (
         "a directory",
         "Where a check leaves a few facts for the next (tmpfs, writable in every container).",
     ),
+    Knob(
+        "cache_dir",
+        "PROBE_CACHE_DIR",
+        "/var/cache/ollama-probe",
+        str,
+        "a directory",
+        "Where what is known of GPUs survives a restart of the container.",
+    ),
 )
+
+LEARNED = "learned"
+
+RETIRED = {
+    "PROBE_QUIET": "PROBE_GENERATE says when a check requests a token",
+    "PROBE_MAX_FIRST_TOKEN": "PROBE_MIN_TOKENS_PER_SECOND says what is slow",
+}
+"""Variables of older versions, and what stands in their place. They are accepted and ignored."""
+
+RETIRED_FLAGS = ("--quiet", "--max-first-token", "--keep-alive")
+"""Flags of older versions, which a HEALTHCHECK may still use. They are accepted and ignored."""
 
 
 SERVE_KNOBS: tuple[Knob, ...] = (
@@ -356,18 +256,24 @@ class Settings:
     """The probe's settings; see `KNOBS` for meaning and bounds. Times are in seconds."""
 
     host: str = "http://127.0.0.1:11434"
-    model: str | None = None
+    models: tuple[str, ...] = ()
+    generate: str = "auto"
     gpu: str = "auto"
     timeout: float = 10.0
     load_timeout: float = 600.0
     busy_timeout: float | None = None
-    min_vram: float = 1.0
-    quiet: float = 60.0
-    max_first_token: Limit = None
-    min_tokens_per_second: Limit = None
+    min_vram: float | None = None
+    min_tokens_per_second: float | None = None
     slow_checks: int = 3
-    keep_alive: float = 300.0
+    heal: str = "off"
     state_dir: str = "/dev/shm"
+    cache_dir: str = "/var/cache/ollama-probe"
+
+    @property
+    def port(self) -> int:
+        """Where the server listens."""
+        parts = urlsplit(self.host)
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     @property
     def is_local(self) -> bool:

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
+from probe import nvml
 from probe.devices import with_amd
-from probe.gpu import GpuDevice, GpuReading
+from probe.generations import TESTED, describe, runners_of
+from probe.gpu_reading import GpuDevice, GpuReading
+from probe.gpus import NEVER_USED
 from probe.memory import Episode, Memory
-from probe.observation import Observation, Seen
-from probe.ollama import RunnerHealth
+from probe.observation import Model, Observation
 from probe.report import Verdict
+from probe.settings import Settings
 
 BAR_LENGTH = 20
 GIB = 1 << 30
 MIB = 1 << 20
 
+_NEVER_USED = (
+    "no model has been in VRAM here: where the GPU has to be used, set PROBE_GPU=required, or a "
+    "model on the CPU is no fault"
+)
 
-def page(verdict: Verdict, observation: Observation, memory: Memory, now: float) -> str:
-    """The verdict, GPUs, models and last checks as text; `now` is on the monotonic clock."""
-    return "\n".join(_lines(verdict, observation, memory, now))
+
+def page(
+    verdict: Verdict,
+    observation: Observation,
+    memory: Memory,
+    now: float,
+    settings: Settings,
+    notes: Sequence[str] = (),
+) -> str:
+    """The verdict, GPUs, models and last checks as text.
+
+    Args:
+        verdict: what the check means.
+        observation: what it saw.
+        memory: what the checks before have left.
+        now: seconds of the monotonic clock.
+        settings: with which it was made.
+        notes: what is odd about the settings, a line each.
+    """
+    lines = [*_lines(verdict, observation, memory, now, settings)]
+    if notes:
+        lines += ["", click.style("Settings", bold=True), *(f"  {note}" for note in notes)]
+    return "\n".join(lines)
 
 
 def as_json(
@@ -36,43 +64,70 @@ def as_json(
         "remedy": verdict.remedy,
         "message": verdict.message,
         "readings": verdict.readings,
+        "server": {
+            "version": observation.version,
+            "runners": runners_of(observation.version),
+            "tested": observation.version in TESTED,
+        },
         "gpus": [asdict(device) for device in _gpus(observation)],
         "models": [
             {
-                "name": seen.model.name,
-                "pid": seen.runner.pid if seen.runner else None,
-                "state": _state(seen),
-                "size_bytes": seen.model.size_bytes,
-                "size_vram_bytes": seen.model.size_vram_bytes,
-                "unloaded_in_seconds": _seconds_left(seen, now),
+                "name": model.row.name,
+                "pid": model.runner.pid if model.runner else None,
+                "state": _state(model),
+                "size_bytes": model.row.size_bytes,
+                "size_vram_bytes": model.row.size_vram_bytes,
+                "unloaded_in_seconds": _expires_in(model, now),
             }
-            for seen in _all(observation)
+            for model in observation.models
         ],
         "checks": [asdict(episode) for episode in memory.episodes],
     }
 
 
-def _lines(verdict: Verdict, observation: Observation, memory: Memory, now: float) -> Iterator[str]:
+def memory_notes(settings: Settings) -> list[str]:
+    """Why checks remember nothing here, in one line; empty where they can."""
+    path = os.path.join(settings.state_dir, f"ollama-probe-status-{os.getpid()}")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        os.unlink(path)
+    except OSError as error:
+        where = f"PROBE_STATE_DIR={settings.state_dir}"
+        return [f"{where}: checks remember nothing ({error.strerror})"]
+    return []
+
+
+def _lines(
+    verdict: Verdict, observation: Observation, memory: Memory, now: float, settings: Settings
+) -> Iterator[str]:
     yield f"{_coloured(verdict.healthy, verdict.reason)}  {verdict.message}"
     if verdict.remedy != "none":
         yield f"what helps: {verdict.remedy}"
     gpu, gpus = observation.gpu, _gpus(observation)
+    if observation.api_error is None:
+        yield ""
+        yield click.style("Server", bold=True)
+        yield f"  {describe(observation.version)}"
     yield ""
     yield click.style("GPUs", bold=True)
     if gpus:
         yield from map(_device, gpus)
     elif gpu is None:
-        yield "  none is expected here"
+        yield f"  {_why_not_read(settings)}"
     else:
         yield f"  {gpu.error or 'NVML sees none'}"
+    if verdict.readings.get("gpu") == NEVER_USED:
+        yield click.style(f"  {_NEVER_USED}", fg="yellow", bold=True)
     yield ""
     yield click.style("Models", bold=True)
-    models = _all(observation)
-    if not models:
+    models = observation.models
+    if not models and observation.api_error is not None:
+        yield "  unknown: the server does not answer"
+    elif not models:
         yield "  none is loaded"
-    width = max((len(seen.model.name) for seen in models), default=0)
-    for seen in models:
-        yield _model(seen, width, now)
+    width = max((len(model.row.name) for model in models), default=0)
+    for model in models:
+        yield _model(model, width, now)
     yield ""
     yield click.style("Checks", bold=True)
     if not memory.episodes:
@@ -80,15 +135,20 @@ def _lines(verdict: Verdict, observation: Observation, memory: Memory, now: floa
     yield from map(_episode, reversed(memory.episodes))
 
 
-def _all(observation: Observation) -> tuple[Seen, ...]:
-    """Every model that the server lists."""
-    gone = (Seen(model, health=RunnerHealth("gone")) for model in observation.gone)
-    return (*observation.seen, *observation.others, *gone)
-
-
 def _gpus(observation: Observation) -> tuple[GpuDevice, ...]:
     """NVIDIA's, and AMD's, of which no check says anything."""
     return with_amd(observation.gpu or GpuReading()).devices
+
+
+def _why_not_read(settings: Settings) -> str:
+    """Why no GPU was read."""
+    if settings.gpu == "off":
+        return "not checked: PROBE_GPU=off"
+    if hidden := nvml.hidden_by(os.environ):
+        return f"none expected: {hidden} hides them from Ollama"
+    if nvml.has_driver_library(os.environ) or nvml.has_device_node():
+        return "not read: the check ran out of time"
+    return "none expected: no NVIDIA driver library or device in this container"
 
 
 def _device(device: GpuDevice) -> str:
@@ -106,23 +166,26 @@ def _device(device: GpuDevice) -> str:
     return f"  {device.name}  {_bar(used / total)}  {memory}{use}  {device.uuid}"
 
 
-def _model(seen: Seen, width: int, now: float) -> str:
-    model = seen.model
-    share = model.size_vram_bytes / model.size_bytes if model.size_bytes else 0.0
-    size = f"{share:4.0%} of {_size(model.size_bytes)} in VRAM"
-    left = _seconds_left(seen, now)
-    until = "stays loaded" if left is None else f"unloaded in {_duration(left)}"
-    return f"  {model.name:{width}}  {_bar(share)}  {size}  {_state(seen)}, {until}"
+def _model(model: Model, width: int, now: float) -> str:
+    row = model.row
+    share = row.size_vram_bytes / row.size_bytes if row.size_bytes else 0.0
+    size = f"{share:4.0%} of {_size(row.size_bytes)} in VRAM"
+    remaining = _expires_in(model, now)
+    until = "stays loaded" if remaining is None else f"unloaded in {_duration(remaining)}"
+    return f"  {row.name:{width}}  {_bar(share)}  {size}  {_state(model)}, {until}"
 
 
-def _state(seen: Seen) -> str:
-    return seen.health.state if seen.health else "loaded"
+def _state(model: Model) -> str:
+    """Its runner's state, in one word."""
+    if model.gone:
+        return "gone"
+    return model.health.state if model.health else "loaded"
 
 
-def _seconds_left(seen: Seen, now: float) -> float | None:
+def _expires_in(model: Model, now: float) -> float | None:
     """Until it is unloaded; None when it never is."""
-    left = seen.model.seconds_left(now)
-    return None if left is None else round(left, 1)
+    remaining = model.row.expires_in(now)
+    return None if remaining is None else round(remaining, 1)
 
 
 def _episode(episode: Episode) -> str:

@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.request import urlopen
 
 import httpx
 import pytest
 from docker.models.containers import Container
 
-from tests.e2e.conftest import OLLAMA, Ollama, wait_log
-from tests.front import in_front_of
-from tests.nvml import Nvml
+from testbed import runner
+from testbed.containers import OLLAMA, wait_log
+from testbed.deadlines import scaled
+from testbed.front import in_front_of
+from testbed.nvml import Nvml
+from testbed.ollama import Ollama
 
 Start = Callable[..., Ollama]
 Pages = Callable[..., "Page"]
@@ -30,8 +34,13 @@ class Page:
         self.container = container
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        reply = httpx.get(self.url + path, timeout=5)
+        reply = httpx.get(self.url + path, timeout=scaled(60))
         return reply.status_code, dict(reply.json())
+
+    def health_code(self, _: int) -> int:
+        """Status of /health, over a connection of its own, as each of a crowd has."""
+        with urlopen(f"{self.url}/health", timeout=scaled(60)) as reply:
+            return int(reply.status)
 
     def wait_line(self, pattern: str) -> None:
         """Wait until it has said so."""
@@ -51,7 +60,7 @@ def pages(start: Callable[..., Container]) -> Pages:
         namespace = f"container:{server.container.id}"
         container = start(
             OLLAMA,
-            ["serve", "--interval", "1", "--timeout", "2", "--quiet", "0", *words],
+            ["serve", "--interval", "1", "--timeout", f"{scaled(2):.0f}", "--quiet", "0", *words],
             entrypoint=["ollama-probe"],
             network_mode=namespace,
             pid_mode=namespace,
@@ -64,17 +73,19 @@ def pages(start: Callable[..., Container]) -> Pages:
     return begin
 
 
-def test_a_required_model_is_warming_up_and_then_well(
-    ollama: Start, pages: Pages, nvml: Nvml
-) -> None:
-    nvml.answer("device GPU-1 24576 9000 0")
+def test_a_required_model_is_warming_up_and_then_healthy(ollama: Start, pages: Pages) -> None:
     server = ollama(**QUIET)
     server.wait_listening()
     big = ("--model", "big", "--gpu", "off")
-    page = pages(server, *big)
+    with ThreadPoolExecutor() as beside:
+        # Or a fast machine has loaded it before a check ends.
+        frozen = beside.submit(runner.freeze_first, server)
+        page = pages(server, *big)
+        frozen.result()
     page.wait_line("loading")
     assert page.codes() == (206, 200, 503)
     assert page.get("/health")[1]["status"] == "warming_up"
+    server.thaw("ollama runner")
     page.wait_line(" healthy (ready|busy)")  # as fast as this machine is
     assert page.codes() == (200, 200, 200)
 
@@ -113,12 +124,13 @@ def test_a_restart_is_asked_for_only_where_it_helps(ollama: Start, pages: Pages)
     missing = pages(server, "--model", "nowhere")
     missing.wait_line("model_missing")
     assert missing.codes() == (503, 200, 503)
-    missing.container.stop(timeout=5)
+    missing.container.stop(timeout=int(scaled(60)))
     page = pages(server)
     page.wait_line("healthy ready")
-    server.freeze("ollama runner")
-    page.wait_line("unhealthy stalled")
-    assert page.codes() == (503, 503, 503)
+    with server.endless_request("tiny"):
+        server.freeze("ollama runner")
+        page.wait_line("unhealthy stalled")
+        assert page.codes() == (503, 503, 503)
 
 
 def test_a_crowd_of_requests_is_no_crowd_of_generations(
@@ -131,11 +143,8 @@ def test_a_crowd_of_requests_is_no_crowd_of_generations(
         page = pages(server, "--host", front.url, "--interval", "2")
         page.wait_line("healthy ready")
         began = time.monotonic()
-        limits = httpx.Limits(max_connections=50, max_keepalive_connections=50)
-        with ThreadPoolExecutor(50) as crowd, httpx.Client(timeout=20, limits=limits) as client:
-            codes = list(
-                crowd.map(lambda _: client.get(f"{page.url}/health").status_code, range(1000))
-            )
+        with ThreadPoolExecutor(50) as crowd:
+            codes = list(crowd.map(page.health_code, range(1000)))
         took = time.monotonic() - began
     assert set(codes) == {200}
     assert len(front.generations) <= 2 + took / 2
@@ -146,10 +155,8 @@ def test_it_ends_at_once_when_asked_to(ollama: Start, pages: Pages) -> None:
     server.wait_listening()
     page = pages(server)
     page.wait_line("healthy idle")
-    began = time.monotonic()
-    page.container.stop(timeout=20)
-    assert time.monotonic() - began < 10
-    assert page.container.wait()["StatusCode"] == 0
+    page.container.stop(timeout=int(scaled(60)))
+    assert page.container.wait()["StatusCode"] == 0  # and not 137, as after SIGKILL
 
 
 def test_an_address_that_is_taken_is_one_clear_line(ollama: Start) -> None:

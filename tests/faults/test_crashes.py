@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from typing import Any
 import docker
 import pytest
 
-from tests.e2e.conftest import AUTOHEAL, ROOT
-from tests.faults.killed import CALLS
+from testbed.containers import AUTOHEAL, ROOT, UNHEALTHY_FILE, healthcheck, idle_command
+from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.killed import CALLS
+from testbed.runs import LABELS, unique
 
 AT_ONCE = 8
-PATIENCE_SECONDS = 90
-
 WITH_SIDE = ("restart", "recreate")
 """Actions that are tried with a second container in the first one's network."""
 
@@ -38,7 +37,7 @@ STEPS = {
 
 @dataclass
 class World:
-    """A sick container, one in its network, and an autoheal that may be killed.
+    """An unhealthy container, one in its network, and an autoheal that may be killed.
 
     Everything has names of its own, so that several can be at work at once.
     """
@@ -46,7 +45,7 @@ class World:
     action: str
     client: docker.DockerClient
     directory: Path
-    label: str = field(default_factory=lambda: f"crash-{uuid.uuid4().hex[:8]}")
+    label: str = field(default_factory=lambda: unique("crash"))
 
     @property
     def name(self) -> str:
@@ -77,8 +76,7 @@ class World:
                 "com.docker.compose.service": "main",
                 "com.docker.compose.container-number": "1",
             }
-        check = {"test": ["CMD-SHELL", "test ! -e /sick"], "interval": 10**9, "retries": 1}
-        self._start(self.name, labels, healthcheck=check)
+        self._start(self.name, labels, healthcheck=healthcheck(interval=1))
         if self.action not in WITH_SIDE:
             return
         beside = {"network_mode": f"container:{self.name}", "healthcheck": {"test": ["NONE"]}}
@@ -87,11 +85,11 @@ class World:
     def _start(self, name: str, labels: dict[str, str], **more: Any) -> None:
         self.client.containers.run(
             AUTOHEAL,
-            ["trap 'exit 0' TERM; rm -f /sick; while :; do sleep 1000 & wait; done"],
+            [idle_command()],
             name=name,
             entrypoint=["/bin/sh", "-c"],
             detach=True,
-            labels=labels,
+            labels={**labels, **LABELS},
             **more,
         )
 
@@ -114,8 +112,8 @@ class World:
                 },
             )
 
-    def fall_sick(self) -> None:
-        self.client.containers.get(self.name).exec_run(["touch", "/sick"])
+    def make_unhealthy(self) -> None:
+        self.client.containers.get(self.name).exec_run(["touch", UNHEALTHY_FILE])
 
     def is_over(self) -> bool:
         """Whether the incident is, and all that belongs to it."""
@@ -129,14 +127,14 @@ class World:
                 ).fetchone()[0]
         except sqlite3.OperationalError:
             return False  # it is being made
-        if self.action == "stop":  # it never gets well again
+        if self.action == "stop":  # it never becomes healthy again
             return bool(opened and not unfinished and self._state() == "exited")
         # a lease whose removal was made to fail runs out by itself
         leases = () if "made to fail" in self.done() else self._leases()
         return bool(opened and opened == closed and not unfinished and not leases)
 
     def check(self) -> None:
-        """There is what there was, once, under its name, and it is well."""
+        """There is what there was, once, under its name, and it is healthy."""
         mine = {one["Names"][0].lstrip("/"): one for one in self._all()}
         side = {self.side} if self.action in WITH_SIDE else set()
         assert set(mine) == {self.name, *side}
@@ -158,9 +156,9 @@ class World:
         assert networks[0] == networks[1]
 
     def wait(self, holds: Any, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = Deadline(LONG_SECONDS)
         while not holds():
-            assert time.monotonic() < deadline, f"not {what}:\n{self.story()}"
+            assert not deadline.passed, f"not {what}:\n{self.story()}"
             time.sleep(0.1)  # the engine, the ledger and a process that may be dead: no one event
 
     def story(self) -> str:
@@ -195,10 +193,10 @@ def live_through(world: World, last: int, how: str = "kill") -> list[str]:
     """
     world.begin()
     world.wait(world.is_healthy, "healthy at first")
-    first = world.autoheal("tests.faults.killed", how, str(last), str(world.names))
+    first = world.autoheal("testbed.killed", how, str(last), str(world.names))
     try:
-        # it may fall sick before anybody watches: that is one of the faults
-        world.fall_sick()
+        # it may become unhealthy before anybody watches: that is one of the faults
+        world.make_unhealthy()
         # how often the engine is still at something after 50 ms differs, so it may live
         world.wait(lambda: first.poll() is not None or world.is_over(), "over")
     finally:
@@ -236,8 +234,11 @@ def worlds(
         world.clean_up()
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("action", list(STEPS))
+@pytest.mark.parametrize(
+    "action",
+    # A redeploy of one container takes the same steps as its recreation.
+    ["restart", "recreate", "stop", pytest.param("redeploy", marks=pytest.mark.more)],
+)
 def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
     action: str, worlds: Any
 ) -> None:

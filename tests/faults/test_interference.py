@@ -1,11 +1,13 @@
-"""The engine goes away in the middle of a heal, or a person has other plans."""
+"""The engine goes away in the middle of a heal, or a user changes something."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +17,26 @@ import pytest
 from autoheal.engine import Engine
 from autoheal.heal import Healer
 from autoheal.settings import Settings
-from tests.e2e.conftest import (
-    AUTOHEAL,
-    SECOND,
-    Autoheal,
-    Patient,
-    PrivateEngine,
-    fall_sick,
-)
-from tests.e2e.test_recreate import QUICK, SLEEP, Remaker, clean_up, docker_cli, inspect
+from testbed.autoheal import WATCHING, Autoheal
+from testbed.command import docker_cli, inspect
+from testbed.containers import AUTOHEAL, QUICK_STOP, SLEEP, Workload, healthcheck, idle_command
+from testbed.deadlines import scaled
+from testbed.engines import PrivateEngine
+from testbed.recreator import Recreator
 
 Start = Callable[..., Autoheal]
 
 
-@pytest.fixture
-def name(label: str) -> Iterator[str]:
-    yield label
-    clean_up(label)
-
-
-class Meddled(Engine):
-    """An engine where a person does something just before a certain call."""
+class Interfered(Engine):
+    """An engine where a user does something just before a certain call."""
 
     before: str
-    meddle: Callable[[], object]
+    interfere: Callable[[], object]
 
     def _met(self, method: str) -> None:
         if method == self.before:
             self.before = ""
-            self.meddle()
+            self.interfere()
 
     def stop(self, container: str, stop_timeout: int) -> None:
         self._met("stop")
@@ -59,15 +52,15 @@ class Meddled(Engine):
 
 
 @pytest.fixture
-def meddled(tmp_path: Path) -> Callable[..., Remaker]:
-    """Makes containers again, while a person meddles."""
+def interfered(tmp_path: Path) -> Callable[..., Recreator]:
+    """Recreates containers, while a user interferes."""
 
-    def make(before: str, meddle: Callable[[], object]) -> Remaker:
-        remaker = Remaker(tmp_path)
-        engine = Meddled(Settings(), os.environ)
-        engine.before, engine.meddle = before, meddle
-        remaker.healer = Healer(engine, remaker.ledger)
-        return remaker
+    def make(before: str, interfere: Callable[[], object]) -> Recreator:
+        recreator = Recreator(tmp_path)
+        engine = Interfered(Settings(), os.environ)
+        engine.before, engine.interfere = before, interfere
+        recreator.healer = Healer(engine, recreator.ledger)
+        return recreator
 
     return make
 
@@ -81,11 +74,11 @@ def of(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("before", ["stop", "set aside", "rename back"])
-def test_one_that_a_person_removes_in_the_middle_stays_removed(
-    before: str, name: str, meddled: Callable[..., Remaker]
+def test_a_container_that_a_user_removes_in_the_middle_stays_removed(
+    before: str, name: str, interfered: Callable[..., Recreator]
 ) -> None:
-    container = docker_cli("run", "-d", *QUICK, "--name", name, *SLEEP).strip()
-    error = meddled(before, lambda: docker_cli("rm", "--force", container))(name).error
+    container = docker_cli("run", "-d", *QUICK_STOP, "--name", name, *SLEEP).strip()
+    error = interfered(before, lambda: docker_cli("rm", "--force", container))(name).error
     if before == "rename back":
         # by then what was removed had another name: that was a clean-up, and the new one is left
         assert of(name) == {name: "created"} or of(name) == {name: "running"}
@@ -94,25 +87,25 @@ def test_one_that_a_person_removes_in_the_middle_stays_removed(
         assert of(name) == {}
 
 
-def test_one_that_a_person_renames_in_the_middle_is_left_running_under_that_name(
-    name: str, meddled: Callable[..., Remaker]
+def test_a_container_that_a_user_renames_in_the_middle_is_left_running_under_that_name(
+    name: str, interfered: Callable[..., Recreator]
 ) -> None:
-    container = docker_cli("run", "-d", *QUICK, "--name", name, *SLEEP).strip()
-    remake = meddled("stop", lambda: docker_cli("rename", container, f"{name}-mine"))
+    container = docker_cli("run", "-d", *QUICK_STOP, "--name", name, *SLEEP).strip()
+    remake = interfered("stop", lambda: docker_cli("rename", container, f"{name}-mine"))
     assert f"somebody renamed {name} to {name}-mine" in str(remake(name).error)
     assert of(name) == {f"{name}-mine": "running"}
 
 
-def test_one_that_a_person_made_under_its_name_in_the_middle_is_left_alone(
-    name: str, meddled: Callable[..., Remaker]
+def test_a_container_that_a_user_created_under_its_name_in_the_middle_is_left_alone(
+    name: str, interfered: Callable[..., Recreator]
 ) -> None:
-    before = docker_cli("run", "-d", *QUICK, "--name", name, *SLEEP).strip()
+    before = docker_cli("run", "-d", *QUICK_STOP, "--name", name, *SLEEP).strip()
     theirs: list[str] = []
 
-    def meddle() -> None:
-        theirs.append(docker_cli("run", "-d", *QUICK, "--name", name, *SLEEP).strip())
+    def interfere() -> None:
+        theirs.append(docker_cli("run", "-d", *QUICK_STOP, "--name", name, *SLEEP).strip())
 
-    error = str(meddled("rename back", meddle)(name).error)
+    error = str(interfered("rename back", interfere)(name).error)
     assert f"somebody made another {name} meanwhile" in error
     assert inspect(name)["Id"] == theirs[0]
     kept = f"{name}-autoheal-old-{before[:8]}"
@@ -120,23 +113,18 @@ def test_one_that_a_person_made_under_its_name_in_the_middle_is_left_alone(
     assert inspect(kept)["Id"] == before
 
 
-def sick_one(client: docker.DockerClient, label: str, **labels: str) -> Patient:
-    return Patient(
+def stubborn_workload(client: docker.DockerClient, label: str, **labels: str) -> Workload:
+    return Workload(
         client.containers.run(
             AUTOHEAL,
-            ["rm -f /sick; while :; do sleep 1000 & wait; done"],  # it takes its time to stop
+            [idle_command(stops_at_once=False)],
             entrypoint=["/bin/sh", "-c"],
             name=label,
             detach=True,
             network_mode="none",
             labels={label: "true", **labels},
             restart_policy={"Name": "always"},
-            healthcheck={
-                "test": ["CMD-SHELL", "test ! -e /sick"],
-                "interval": SECOND // 4,
-                "retries": 1,
-                "start_period": 1_000_000,
-            },
+            healthcheck=healthcheck(),
         )
     )
 
@@ -147,14 +135,15 @@ def sick_one(client: docker.DockerClient, label: str, **labels: str) -> Patient:
 def test_an_engine_that_goes_away_in_the_middle_of_a_heal_finds_it_finished_when_it_is_back(
     end: str,
     action: str,
-    engine: docker.DockerClient,
     private_engine: PrivateEngine,
     autoheal: Start,
     label: str,
 ) -> None:
     client = private_engine.start()
-    client.images.load(b"".join(engine.images.get(AUTOHEAL).save(named=True)))
-    one = sick_one(client, label, **{"autoheal.action": action, "autoheal.stop.timeout": "3"})
+    private_engine.load([AUTOHEAL])
+    one = stubborn_workload(
+        client, label, **{"autoheal.action": action, "autoheal.stop.timeout": "3"}
+    )
     one.wait_health("healthy")
     healer = autoheal(
         DOCKER_SOCK=private_engine.socket,
@@ -163,16 +152,16 @@ def test_an_engine_that_goes_away_in_the_middle_of_a_heal_finds_it_finished_when
         AUTOHEAL_BACKOFF="1",
         CURL_TIMEOUT="2",
     )
-    healer.wait_line("watching the Docker engine")
-    fall_sick(one)
+    healer.wait_line(WATCHING)
+    one.make_unhealthy()
     healer.wait_line("restarting|making it anew")
     interrupt(private_engine, end)
     if end != "frozen":
         client = private_engine.start()
-    healer.wait_line("the incident is over .healed", seconds=90)
+    healer.wait_line("the incident is over .healed")
     found = client.api.containers(all=True)
     assert [(row["Names"], row["State"]) for row in found] == [([f"/{label}"], "running")]
-    Patient(client.containers.get(label)).wait_health("healthy")
+    Workload(client.containers.get(label)).wait_health("healthy")
     client.api.remove_container(label, force=True)
 
 
@@ -189,11 +178,23 @@ def interrupt(engine: PrivateEngine, end: str) -> None:
 
 
 def test_a_flood_of_events_about_others_hides_nobody(
-    name: str, autoheal: Start, label: str, patient: Any
+    name: str, autoheal: Start, label: str, workload: Any
 ) -> None:
-    one, healer = patient(), autoheal(AUTOHEAL_INTERVAL="3600")
-    healer.wait_line("watching the Docker engine")
-    for _ in range(10):
-        docker_cli("run", "--rm", "--name", f"{name}-other", "--network", "none", *SLEEP[:-1], "0")
-    fall_sick(one)
-    healer.wait_line("is healthy again")
+    one, healer = workload(), autoheal(AUTOHEAL_INTERVAL="3600")
+    healer.wait_line(WATCHING)
+    began, over = threading.Event(), threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            docker_cli(
+                *("run", "--rm", "--name", f"{name}-other", "--network", "none", *SLEEP[:-1], "0")
+            )
+            began.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(flood)
+        assert began.wait(scaled(60))
+        one.make_unhealthy()
+        healer.wait_line("is healthy again")
+        over.set()
+        flooding.result()

@@ -17,12 +17,24 @@ from pathlib import Path
 import pytest
 
 from probe.report import Reason, Verdict, parse
+from testbed.deadlines import scaled
 
-# The probe runs outside of a container here, and would see the runners of other tests' servers.
-pytestmark = pytest.mark.alone
+SILENT = {
+    "says nothing",
+    "sends headers and then nothing",
+    "sends a header, byte by byte",
+    "sends a body, byte by byte",
+}
+"""Kinds that a check hears nothing of but by its deadline."""
 
-DEADLINE_SECONDS = 2.0
-START_SECONDS = 3.0
+SHORT_SECONDS, LONG_SECONDS = 3.0, 60.0
+"""The deadlines of checks that wait for it, and of those that end by what they hear."""
+
+START_SECONDS = 5.0
+"""What a check may take beyond its deadline, to start and to end."""
+
+ALONE = ("unshare", "--pid", "--fork", "--mount-proc")
+"""In its own PID namespace a check does not see the runners of other tests' servers."""
 
 Talk = Callable[[socket.socket], None]
 
@@ -101,7 +113,11 @@ MODELS: dict[str, tuple[Talk, Reason, str]] = {
     ),
     "redirects": (says(head("302 Found", 0)), Reason.STALLED, "not an answer of Ollama's"),
     "answers 500": (says(head("500 Oh", 2) + b"{}"), Reason.STALLED, "HTTP 500"),
-    "answers 503": (says(head("503 Busy", 2) + b"{}"), Reason.BUSY, "the queue is full"),
+    "answers 503": (
+        says(head("503 Busy", 2) + b"{}"),
+        Reason.BUSY,
+        "the queue for tiny:latest is full",
+    ),
     "hangs up": (lambda client: None, Reason.STALLED, "cannot be used"),
 }
 
@@ -109,7 +125,7 @@ MODELS: dict[str, tuple[Talk, Reason, str]] = {
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str, tmp_path: Path) -> None:
     talk, words = SERVERS[kind]
-    verdict = checked(lambda request: talk, tmp_path)
+    verdict = checked(lambda request: talk, tmp_path, kind)
     assert verdict.reason is Reason.API_DOWN
     assert words in verdict.message
 
@@ -118,13 +134,14 @@ def test_a_check_ends_in_time_and_says_api_down_of_a_server_that(kind: str, tmp_
 def test_a_check_ends_in_time_and_is_right_of_a_model_that(kind: str, tmp_path: Path) -> None:
     talk, reason, words = MODELS[kind]
     listed = says(head("200 OK", len(LISTED)) + LISTED)
-    verdict = checked(lambda request: listed if b" /api/ps " in request else talk, tmp_path)
+    verdict = checked(lambda request: listed if b" /api/ps " in request else talk, tmp_path, kind)
     assert verdict.reason is reason
     assert words in verdict.message
 
 
-def checked(answer: Callable[[bytes], Talk], state: Path) -> Verdict:
+def checked(answer: Callable[[bytes], Talk], state: Path, kind: str) -> Verdict:
     """What a check says of a server that answers each request so; it ends in time."""
+    deadline = scaled(SHORT_SECONDS if kind in SILENT else LONG_SECONDS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def meet(client: socket.socket) -> None:
@@ -142,19 +159,20 @@ def checked(answer: Callable[[bytes], Talk], state: Path) -> Verdict:
                     threading.Thread(target=meet, args=(client,), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
-        began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "probe", "check"],
+            [*ALONE, sys.executable, "-m", "probe", "check"],
             env={
                 **os.environ,
                 "OLLAMA_HOST": f"127.0.0.1:{listener.getsockname()[1]}",
-                "PROBE_TIMEOUT": str(DEADLINE_SECONDS),
+                "PROBE_TIMEOUT": str(min(deadline, 300)),
                 "PROBE_STATE_DIR": str(state),
+                "PROBE_CACHE_DIR": str(state),
+                "PROBE_GENERATE": "always",  # nothing is suspected of these servers
             },
             capture_output=True,
             text=True,
+            timeout=deadline + scaled(START_SECONDS),
         )
-    assert time.monotonic() - began < DEADLINE_SECONDS + START_SECONDS
     verdict = parse(done.stdout)
     assert verdict is not None, done
     assert (done.returncode, done.stderr) == (verdict.exit_code, "")

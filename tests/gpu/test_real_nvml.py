@@ -1,4 +1,4 @@
-"""`gpu.py` against `nvidia-smi`, on a real GPU, under a process that takes and frees VRAM."""
+"""`nvml.py` against `nvidia-smi`, on a real GPU, under a process that takes and frees VRAM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from probe.gpu import GpuReading, read
+from probe.gpu_reading import GpuReading
+from probe.nvml import read
 
 MIB = 1 << 20
 TAKEN_BYTES = 2 << 30
@@ -91,5 +92,7 @@ def test_memory_in_use_rises_and_falls_with_a_process_that_takes_and_frees_it() 
     assert used() < during - TAKEN_BYTES + SAME_BYTES
 
 
-def test_utilization_is_a_percentage() -> None:
-    assert all(0 <= (d.utilization_percent or 0) <= 100 for d in reading().devices)
+def test_utilization_is_a_percentage_where_nvidia_smi_has_one() -> None:
+    for device, [theirs] in zip(reading().devices, nvidia_smi("utilization.gpu"), strict=True):
+        assert (device.utilization_percent is not None) == theirs.isdigit()
+        assert 0 <= (device.utilization_percent or 0) <= 100

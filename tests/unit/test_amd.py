@@ -8,7 +8,7 @@ import pytest
 
 from probe.amd import devices
 from probe.devices import read_all
-from probe.gpu import GpuDevice
+from probe.gpu_reading import GpuDevice
 
 FILES = {
     "card0/device/vendor": "0x8086",  # the processor's own graphics

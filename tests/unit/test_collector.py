@@ -18,7 +18,7 @@ from autoheal.ledger import Ledger
 from autoheal.settings import Settings
 from autoheal.web import collector as module
 from autoheal.web.app import is_ours
-from autoheal.web.collector import Collector, Snapshot
+from autoheal.web.collector import Collector
 from probe.report import Reason, Verdict, render
 
 STATUS = {
@@ -180,9 +180,21 @@ def test_the_history_has_a_gap_where_nobody_looked(
     assert set(point) == {"at", "cpu", "memory", "gpus"}
     assert point["gpus"] == {"GPU-1": [None, None, None, None]}
 
+    deadline = time.monotonic() + 10
+    while time.time() - one.history()[-1]["at"] < 1:  # it goes on for IDLE_SECONDS
+        assert time.monotonic() < deadline, "points go on although nobody looks"
+        time.sleep(0.05)
+    before = len(one.history())
+    with one.watched(woken.release):
+        while len(one.history()) == before:
+            assert woken.acquire(timeout=5)
+    last, first = one.history()[before - 1 : before + 1]
+    assert first["at"] - last["at"] > 0.8  # both are rounded
 
-def test_a_snapshot_is_plain_data() -> None:
-    assert json.loads(json.dumps(Snapshot(1.0).as_dict()))["at"] == 1.0
+
+def test_a_snapshot_is_plain_data(collector: Callable[..., Collector]) -> None:
+    shown = json.loads(json.dumps(collector().look().as_dict()))
+    assert (shown["host"]["name"], len(shown["containers"])) == ("machine", 2)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from autoheal.decide import after_sighting, backoff, decide, not_before, outcome
+from autoheal.decide import (
+    RECHECK_SECONDS,
+    after_sighting,
+    backoff,
+    decide,
+    has_our_probe,
+    not_before,
+    outcome,
+)
 from autoheal.incident import (
     SWARM_SERVICE_ID,
     SWARM_SERVICE_NAME,
     Action,
     Attempt,
+    Check,
     Health,
     Incident,
     Sighting,
@@ -29,11 +38,17 @@ COMPOSE = {**IMAGE, "com.docker.compose.container-number": "1"}
 OF_COMPOSE = replace(SICK, labels=COMPOSE)
 SWARM = replace(SICK, name="s.1.x", labels={SWARM_SERVICE_ID: "x", SWARM_SERVICE_NAME: "s"})
 RESTART, RECREATE, REDEPLOY = Action.RESTART, Action.RECREATE, Action.REDEPLOY
+END = "redeploy", 3
 LADDER = (RESTART, RESTART, RECREATE, REDEPLOY)
 
 
-def line(reason: Reason, healthy: bool = False) -> str:
+def line(reason: Reason | str, healthy: bool = False) -> str:
     return render(Verdict(healthy, reason, "words"))
+
+
+def says(reason: str, remedy: str) -> Sighting:
+    """A container whose probe, perhaps of another version, wrote this remedy."""
+    return replace(SICK, line=f"unhealthy {reason} ({remedy}): words {{}}")
 
 
 def tried(*rungs: int, ago: float = 10_000, error: str | None = None) -> Incident:
@@ -60,7 +75,16 @@ def left_stopped(ago: float) -> Incident:
         (replace(SICK, line=line(Reason.MODEL_MISSING)), FRESH, WATCHED, "ask"),
         (replace(SICK, line=line(Reason.MISCONFIGURED)), FRESH, WATCHED, "ask"),
         (replace(SICK, line=line(Reason.VRAM_TAKEN)), FRESH, WATCHED, "ask"),
+        (replace(SICK, line=line(Reason.MODEL_UNUSABLE)), FRESH, WATCHED, "ask"),
         (replace(SICK, line=line(Reason.LOADING)), FRESH, WATCHED, "tell"),
+        # what it says would help goes before what its reason means here
+        (says("stalled", "operator"), FRESH, WATCHED, "ask"),
+        (says("stalled", "none"), FRESH, WATCHED, "tell"),
+        (says("stalled", "reboot"), FRESH, WATCHED, "ask"),
+        (says("power_lost", "restart"), FRESH, WATCHED, "act"),
+        (says("power_lost", "operator"), FRESH, WATCHED, "ask"),
+        (says("power_lost", "reboot"), FRESH, WATCHED, "ask"),
+        (replace(SICK, line="unhealthy power_lost: words {}"), FRESH, WATCHED, "tell"),
         # never one that is well, or that somebody has in hand
         (WELL, FRESH, WATCHED, "ignore"),
         (replace(SICK, health=Health.STARTING), FRESH, WATCHED, "ignore"),
@@ -117,6 +141,124 @@ def test_a_sighting_is_decided(
     assert decision.verb == verb, decision.why
 
 
+OURS = ("CMD", "/usr/local/bin/ollama-probe", "check")
+OTHERS = ("CMD-SHELL", "curl --fail localhost:11434")
+STARTED_AT = "1970-01-02T03:30:00.123456789Z"  # NOW - 1000
+TIMEOUT = (-1, "Health check exceeded timeout (15s)")
+READY = (0, line(Reason.READY, healthy=True))
+STALLED = (1, line(Reason.STALLED))
+NO_FILE = (
+    -1,
+    "OCI runtime exec failed: exec failed: unable to start container process: exec: "
+    '"/usr/local/bin/ollama-probe": stat /usr/local/bin/ollama-probe: no such file or directory: '
+    "unknown",
+)
+NOT_EXECUTABLE = (
+    -1,
+    "OCI runtime exec failed: exec failed: unable to start container process: exec: "
+    '"/x/probe": permission denied: unknown',
+)
+CRASHED = (137, "")
+
+
+def checked(*checks: tuple[int, str], test: tuple[str, ...] = OURS, since: float = 900) -> Sighting:
+    """An unhealthy container with these checks in its log, the first of them so long ago."""
+    log = tuple(
+        Check(NOW - since + 15 * number, code, output)
+        for number, (code, output) in enumerate(checks)
+    )
+    line = log[-1].output if log else ""
+    return replace(SICK, line=line, test=test, checks=log, started_at=STARTED_AT)
+
+
+@pytest.mark.parametrize(
+    ("sighting", "verb"),
+    [
+        # a verdict of ours counts, whatever was before it
+        (checked(STALLED), "act"),
+        (checked(TIMEOUT, STALLED), "act"),
+        (checked(NO_FILE, STALLED), "act"),
+        (checked((-1, f"{TIMEOUT[1]}: {STALLED[1]}")), "act"),
+        # Docker's own words count from the third in a row
+        (checked(TIMEOUT), "wait"),
+        (checked(TIMEOUT, TIMEOUT), "wait"),
+        (checked(STALLED, TIMEOUT, TIMEOUT), "wait"),
+        (checked(TIMEOUT, TIMEOUT, STALLED, TIMEOUT), "wait"),
+        (checked(TIMEOUT, TIMEOUT, TIMEOUT), "act"),
+        (checked(READY, TIMEOUT, TIMEOUT, TIMEOUT), "act"),
+        (checked(*[(-1, f"{TIMEOUT[1]}: Traceback")] * 3), "act"),
+        # three that were made since it started: the log outlives a restart
+        (checked(*[TIMEOUT] * 5, since=1040), "wait"),
+        (checked(*[TIMEOUT] * 5, since=1020), "act"),
+        # a check that was out of time after it had found the server healthy
+        (checked(*[(-1, f"{TIMEOUT[1]}: {READY[1]}")] * 2), "wait"),
+        (checked(*[(-1, f"{TIMEOUT[1]}: {READY[1]}")] * 3), "ask"),
+        (checked(*[(137, READY[1])] * 2), "wait"),
+        (checked(*[(137, READY[1])] * 3), "ask"),
+        # a check that cannot be run
+        (checked(NO_FILE), "ask"),
+        (checked(*[NO_FILE] * 3), "ask"),
+        (checked(NOT_EXECUTABLE), "ask"),
+        (checked((1, "exec /usr/local/bin/ollama-probe: exec format error\n")), "ask"),
+        (checked((127, "/bin/sh: 1: ollama-probe: not found\n")), "ask"),
+        (checked((126, "/bin/sh: 1: /opt/ollama-probe/bin/x: Permission denied\n")), "ask"),
+        (checked((1, "/bin/sh: ollama-probe: not found\n")), "ask"),
+        (checked((127, "")), "ask"),
+        # anything else proves nothing, and does not stay unnoticed
+        (checked(CRASHED), "wait"),
+        (checked(CRASHED, CRASHED), "wait"),
+        (checked(READY, READY, CRASHED), "wait"),
+        (checked((0, ""), (0, ""), TIMEOUT), "wait"),
+        (checked(CRASHED, CRASHED, CRASHED), "ask"),
+        (checked(TIMEOUT, CRASHED, TIMEOUT), "ask"),
+        (checked((1, "Fatal Python error: init_fs_encoding")), "wait"),
+        (checked(), "wait"),
+        # without our probe any failure counts
+        (checked(TIMEOUT, test=OTHERS), "act"),
+        (checked(NO_FILE, test=OTHERS), "act"),
+        (checked((127, "/bin/sh: curl: not found"), test=OTHERS), "act"),
+        (checked(test=()), "act"),
+        # its command does not name the probe, but what it printed once does
+        (checked(STALLED, TIMEOUT, test=("CMD", "/check.sh")), "wait"),
+        (checked(READY, NO_FILE, test=("CMD", "/check.sh")), "ask"),
+    ],
+)
+def test_output_that_is_no_verdict_of_our_probe_proves_nothing(
+    sighting: Sighting, verb: str
+) -> None:
+    decision = decide(sighting, FRESH, WATCHED, NOW)
+    assert decision.verb == verb, decision.why
+
+
+def test_a_container_that_has_proven_nothing_is_soon_inspected_again() -> None:
+    decision = decide(checked(TIMEOUT), FRESH, WATCHED, NOW)
+    assert decision.until == NOW + RECHECK_SECONDS
+    assert "1 of 3" in decision.why
+
+
+def test_a_check_that_cannot_be_run_is_named() -> None:
+    why = decide(checked(NO_FILE), FRESH, WATCHED, NOW).why
+    assert "no such file or directory" in why
+    assert why.endswith("the health check cannot be run, which needs an operator")
+
+
+@pytest.mark.parametrize(
+    ("sighting", "ours"),
+    [
+        (SICK, False),
+        (checked(test=OURS), True),
+        (checked(test=("CMD-SHELL", "/opt/ollama-probe/bin/ollama-probe check || exit 1")), True),
+        (checked(CRASHED, test=OTHERS), False),
+        (checked(READY, CRASHED, test=OTHERS), True),
+        (replace(SICK, line=READY[1]), True),
+    ],
+)
+def test_our_probe_is_known_by_its_command_or_by_what_it_printed(
+    sighting: Sighting, ours: bool
+) -> None:
+    assert has_our_probe(sighting) is ours
+
+
 @pytest.mark.parametrize(
     ("sighting", "incident", "policy", "action", "rung"),
     [
@@ -124,16 +266,17 @@ def test_a_sighting_is_decided(
         (SICK, tried(0), WATCHED, "restart", 1),
         (SICK, tried(0, 1), WATCHED, "recreate", 2),
         (OF_COMPOSE, tried(0, 1, 2), WATCHED, "redeploy", 3),
-        # only a new container finds a lost GPU again
-        (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "recreate", 2),
-        (replace(SICK, line=line(Reason.CPU_FALLBACK)), tried(0), WATCHED, "recreate", 2),
-        (replace(OF_COMPOSE, line=line(Reason.GPU_LOST)), tried(2), WATCHED, "redeploy", 3),
+        # a lost GPU: a restart first, then a new container
+        (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "restart", 0),
+        (replace(SICK, line=line(Reason.CPU_FALLBACK)), tried(0, 1), WATCHED, "recreate", 2),
+        (says("stalled", "runner"), FRESH, WATCHED, "restart", 0),
+        # an older probe wants a new container at once
+        (says("gpu_lost", "recreate"), FRESH, WATCHED, "recreate", 2),
+        (says("cpu_fallback", "recreate"), tried(0), WATCHED, "recreate", 2),
+        (replace(OF_COMPOSE, line=says("gpu_lost", "recreate").line), tried(2), WATCHED, *END),
         # where there is nothing stronger, what there is
-        (
-            *(replace(SICK, line=line(Reason.GPU_LOST)), FRESH),
-            *(replace(WATCHED, action=RESTART), "restart", 0),
-        ),
-        (replace(SICK, line=line(Reason.GPU_LOST), auto_remove=True), FRESH, WATCHED, "restart", 0),
+        (says("gpu_lost", "recreate"), FRESH, replace(WATCHED, action=RESTART), "restart", 0),
+        (replace(says("gpu_lost", "recreate"), auto_remove=True), FRESH, WATCHED, "restart", 0),
         # what cannot be done to it is stepped over
         (replace(SICK, auto_remove=True), FRESH, replace(WATCHED, ladder=LADDER[2:]), None, 0),
         (replace(SWARM, name="s"), tried(0), WATCHED, "redeploy", 3),

@@ -35,11 +35,13 @@ def test_it_is_red_when_nobody_decides_or_the_engine_is_gone(
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "null"])
-def test_it_is_red_when_there_is_no_sign_of_life(tmp_path: Path, content: str | None) -> None:
+def test_it_is_red_when_there_is_no_heartbeat(tmp_path: Path, content: str | None) -> None:
     settings = Settings(state_dir=str(tmp_path))
     if content is not None:
         Path(heartbeat.path(settings)).write_text(content)
-    assert str(heartbeat.problem(settings)).startswith("no sign of life in ")
+    assert str(heartbeat.problem(settings)).startswith(
+        "autoheal is not running here (no heartbeat in "
+    )
 
 
 def test_a_beat_makes_it_green(tmp_path: Path) -> None:

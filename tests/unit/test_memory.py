@@ -6,29 +6,52 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from probe import memory
-from probe.memory import Episode, Load, Memory, MemoryFile, ModelMemory, Record
+from probe.memory import (
+    Episode,
+    FailedLoad,
+    Load,
+    Memory,
+    ModelMemory,
+    SentLoad,
+)
+from probe.memory_file import MemoryFile
+from probe.settings import Settings
+from tests.unit.strategies import memories
 
-HOST = "http://127.0.0.1:11434"
 FULL = Memory(
     checked_at=5.0,
-    clock=1.7e9,
+    no_time_since=4.0,
     proven=True,
+    version="0.33.0",
     gpus=("GPU-1",),
-    load=Load(1.0, 2.0, (0.5, 3.0)),
-    models={"tiny": ModelMemory("7/1", 3.0, "then", 300.0, 250.0, 0.1, 2.5, 9.0, 7.0, 2.0)},
-    records={"tiny": Record(100.0, 0.2, 40.0, 1)},
-    opaque=("runner",),
+    gpus_read=True,
+    used_gpus=("GPU-1",),
+    free_bytes=1 << 34,
+    load=Load("tiny", 1.0, 2.0, (0.5, 3.0)),
+    listed=("7/1",),
+    sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
+    failed_loads={"tiny": FailedLoad("invalid magic", 1.0, 2.0, 2)},
+    evictions=(("tiny", "other"),),
+    models={"d1": ModelMemory("tiny", "7/1", own_tasks=((0, 1),), tokens=((0, 1, -1),))},
+    vram_percents={"tiny": 100.0},
     episodes=(Episode(1.0, 2.0, 3, True, "ready", "tiny"),),
 )
+SURVIVORS = Memory(gpus=("GPU-1",), used_gpus=("GPU-1",))
 
 
-def load(directory: Path) -> Memory:
-    file = MemoryFile(str(directory), HOST)
+def knobs(directory: Path, **more: object) -> Settings:
+    return Settings(state_dir=str(directory), cache_dir=str(directory / "cache"), **more)  # type: ignore[arg-type]
+
+
+def load(directory: Path, **more: object) -> Memory:
+    file = MemoryFile(knobs(directory, **more))
     file.acquire()
     try:
         return file.load()
@@ -36,8 +59,10 @@ def load(directory: Path) -> Memory:
         file.release()
 
 
-def save(directory: Path, content: Memory = FULL) -> MemoryFile:
-    file = MemoryFile(str(directory), HOST)
+def save(directory: Path, content: Memory = FULL, **more: object) -> MemoryFile:
+    with suppress(OSError):
+        (directory / "cache").mkdir()
+    file = MemoryFile(knobs(directory, **more))
     file.acquire()
     file.save(content)
     file.release()
@@ -47,32 +72,157 @@ def save(directory: Path, content: Memory = FULL) -> MemoryFile:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     file = save(tmp_path)
     assert load(tmp_path) == FULL
-    assert [str(p) for p in tmp_path.iterdir()] == [file.path]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", Path(file.path).name}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(memories)
+def test_every_memory_is_read_back_as_it_was(tmp_path: Path, memory: Memory) -> None:
+    save(tmp_path, memory)
+    assert load(tmp_path) == memory
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_a_file_that_was_cut_is_empty(tmp_path: Path, data: st.DataObject) -> None:
+    path = Path(save(tmp_path).path)
+    content = path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    assert load(tmp_path) == SURVIVORS
+
+
+GARBAGE = ["", "{", "[]", "null", '{"models": 3}', '{"models": {}}', "\0" * 99, "[" * 99_999]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_is_empty(tmp_path: Path, garbage: str) -> None:
+    Path(save(tmp_path).path).write_text(garbage)
+    assert load(tmp_path) == SURVIVORS
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(sorted(FULL.__dataclass_fields__)), JSON)
+def test_a_field_of_another_kind_makes_the_memory_empty(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    """Or it is what that field may be: then it is read back so."""
+    path = Path(save(tmp_path).path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    loaded = load(tmp_path)
+    if loaded != SURVIVORS:
+        save(tmp_path, loaded)
+        assert load(tmp_path) == loaded
+        assert type(getattr(loaded, name)) in _kinds(name)
+
+
+def _kinds(name: str) -> set[type]:
+    kinds = {type(getattr(FULL, name)), type(getattr(Memory(), name))}
+    return kinds | {int} if float in kinds else kinds
+
+
+@pytest.mark.parametrize("change", ["left out", "added"])
+def test_a_file_of_another_version_is_empty(tmp_path: Path, change: str) -> None:
+    path = Path(save(tmp_path).path)
+    content = json.loads(path.read_text())
+    if change == "left out":
+        content["about"].remove("proven: bool")
+    else:
+        content["of_a_later_one"] = 1
+    path.write_text(json.dumps(content))
+    assert load(tmp_path) == SURVIVORS
+
+
+def test_a_check_by_hand_of_other_models_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    save(tmp_path)
+    save(tmp_path, Memory(checked_at=9.0), models=("x",))
+    assert load(tmp_path) == FULL
+    assert load(tmp_path, host="http://127.0.0.1:1") == SURVIVORS
+
+
+# --- what survives a restart of the container ---------------------------------------------
+
+
+def test_only_what_is_known_of_gpus_survives_a_restart(tmp_path: Path) -> None:
+    Path(save(tmp_path).path).unlink()
+    assert load(tmp_path) == SURVIVORS
+
+
+def test_a_check_that_saw_no_gpu_does_not_forget_those_before(tmp_path: Path) -> None:
+    save(tmp_path)
+    Path(save(tmp_path, Memory()).path).unlink()
+    assert load(tmp_path) == SURVIVORS
 
 
 @pytest.mark.parametrize(
-    "garbage", ["", "{", "[]", "null", '{"models": 3}', '{"models": {}}', "\0" * 99, "[" * 99_999]
+    "garbage",
+    [
+        *GARBAGE,
+        '{"gpus": ["GPU-1"]}',
+        '{"gpus": "GPU-1", "used_gpus": []}',
+        '{"gpus": {"GPU-1": 1}, "used_gpus": []}',
+        '{"gpus": [], "used_gpus": null}',
+        '{"gpus": [1], "used_gpus": []}',
+    ],
 )
-def test_garbage_is_empty(tmp_path: Path, garbage: str) -> None:
-    Path(save(tmp_path).path).write_text(garbage)
+def test_garbage_of_gpus_is_empty(tmp_path: Path, garbage: str) -> None:
+    Path(save(tmp_path).path).unlink()
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text(garbage)
     assert load(tmp_path) == Memory()
 
 
-def test_a_file_of_another_version_costs_what_the_two_do_not_share(tmp_path: Path) -> None:
-    path = Path(save(tmp_path).path)
-    fields = json.loads(path.read_text())
-    del fields["records"]
-    path.write_text(json.dumps({**fields, "of_a_later_one": 1}))
-    assert load(tmp_path).models == FULL.models
-    assert load(tmp_path).records == {}
+def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    file = save(tmp_path)
+    assert "cache" in (file.gpu_problem or "")
+    assert load(tmp_path) == FULL
 
 
-def test_a_file_of_another_life_of_the_container_is_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_memory_that_cannot_be_kept_says_so_and_knows_the_gpus(tmp_path: Path) -> None:
+    Path(save(tmp_path).path).unlink()
+    file = MemoryFile(Settings(state_dir="/nowhere", cache_dir=str(tmp_path / "cache")))
+    file.acquire()
+    memory = file.load()
+    assert (memory.kept, memory.gpus) == (False, ("GPU-1",))
+    assert "nowhere" in (file.problem or "")
+
+
+def test_somebody_who_only_looks_waits_for_nobody(tmp_path: Path) -> None:
     save(tmp_path)
-    monkeypatch.setattr(memory, "_life", lambda: "after a restart")
-    assert load(tmp_path) == Memory()
+    holder = MemoryFile(knobs(tmp_path))
+    holder.acquire()
+    assert MemoryFile(knobs(tmp_path)).peek() == FULL
+    holder.release()
+
+
+# --- the file itself ----------------------------------------------------------------------
+
+
+def test_a_file_of_another_life_of_the_container_is_empty(tmp_path: Path) -> None:
+    """It has another first process, and its PID namespace, in the file's name, may be reused."""
+    restarted = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*restarted, "true"], capture_output=True).returncode:
+        pytest.skip("may not make a PID namespace here")
+    path = save(tmp_path).path
+    script = (
+        "import os, sys\n"
+        "from probe.memory_file import MemoryFile\n"
+        "from probe.settings import Settings\n"
+        "file = MemoryFile(Settings(state_dir=sys.argv[1], cache_dir='/nowhere'))\n"
+        "os.rename(sys.argv[2], file.path)\n"
+        "file.acquire()\n"
+        "print(file.load().proven)\n"
+    )
+    again = [sys.executable, "-c", script, str(tmp_path), path]
+    assert subprocess.check_output(again, text=True) == "True\n"
+    assert subprocess.check_output([*restarted, *again], text=True) == "False\n"
 
 
 def test_a_link_a_directory_and_a_place_that_is_not_there_are_empty_and_say_so(
@@ -81,7 +231,7 @@ def test_a_link_a_directory_and_a_place_that_is_not_there_are_empty_and_say_so(
     path = Path(save(tmp_path).path)
     path.rename(tmp_path / "real")
     path.symlink_to(tmp_path / "real")
-    assert load(tmp_path) == Memory()
+    assert load(tmp_path) == replace(SURVIVORS, kept=False)
     path.unlink()
     path.mkdir()
     assert "directory" in (save(tmp_path).problem or "")
@@ -98,9 +248,9 @@ def test_a_disk_that_is_full_leaves_no_old_memory_behind(tmp_path: Path) -> None
         assert save(mount).problem is None
         with suppress(OSError):
             (mount / "ballast").write_bytes(bytes(1 << 20))
-        full = save(mount, Memory(records={str(i): Record(1.0) for i in range(1000)}))
+        full = save(mount, Memory(vram_percents={str(i): 1.0 for i in range(9999)}))
         assert "space" in (full.problem or "")
-        assert load(mount) == Memory()
+        assert load(mount) == SURVIVORS
     finally:
         subprocess.run(["umount", mount], check=True)
 
@@ -110,8 +260,9 @@ def test_checks_at_the_same_time_take_turns_and_lose_nothing(tmp_path: Path) -> 
     script = (
         "import sys\n"
         "from dataclasses import replace\n"
-        "from probe.memory import MemoryFile\n"
-        f"file = MemoryFile(sys.argv[1], {HOST!r})\n"
+        "from probe.memory_file import MemoryFile\n"
+        "from probe.settings import Settings\n"
+        "file = MemoryFile(Settings(state_dir=sys.argv[1], cache_dir='/nowhere'))\n"
         "file.acquire()\n"
         "before = file.load()\n"
         "file.save(replace(before, gpus=(*before.gpus, sys.argv[2])))\n"

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from probe.gpu import GpuDevice, GpuFault, GpuProcess, GpuReading
+from probe.gpu_reading import GpuDevice, GpuFault, GpuProcess, GpuReading
 from probe.monitor import OllamaGPUMonitor
-from probe.ollama import LoadedModel
-from probe.runners import Runner
+from probe.observation import CommandLine, Dialect, LoadedModel, Runner
 
 GIB = 1 << 30
 HOT = GpuDevice("GPU-1", "card", 24 * GIB, 23 * GIB, 50, 0, 90.0, 300.0, 350.0)
@@ -19,7 +18,9 @@ COOL = GpuDevice("GPU-2", "card", 24 * GIB, 1 * GIB, 5, 1, 40.0, 50.0, 350.0)
 
 
 def model(name: str, size: int, in_vram: int, left: float = 300) -> LoadedModel:
-    return LoadedModel(name, size, in_vram, time.monotonic() + left, digest="0123456789abcdef")
+    return LoadedModel(
+        name, size, in_vram, time.monotonic() + left, digest=f"0123456789abcdef{name}"
+    )
 
 
 def monitored(
@@ -103,7 +104,10 @@ def test_a_model_is_on_the_gpu_whose_memory_its_own_process_holds(
     first = GpuDevice("GPU-1", "card", 24 * GIB, 20 * GIB, processes=(GpuProcess(7, 20 * GIB),))
     second = GpuDevice("GPU-2", "card", 24 * GIB, 9 * GIB, processes=(GpuProcess(8, 9 * GIB),))
     models = model("a", 100, 100), model("b", 100, 100), model("c", 100, 0)
-    found = Runner(8, 1, blob="sha256-a"), Runner(7, 1, blob="sha256-b")
+    found = tuple(
+        Runner(pid, 1, CommandLine(Dialect.LLAMA_SERVER, weights=f"/blobs/sha256-{name}"))
+        for pid, name in ((8, "a"), (7, "b"))
+    )
     monitor = monitored(monkeypatch, (first, second), models, found)
     usage = monitor.get_model_gpu_usage()
     assert [u["gpu_info"] and u["gpu_info"]["gpu_uuid"] for u in usage] == ["GPU-2", "GPU-1", None]

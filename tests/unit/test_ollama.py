@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,8 @@ import httpcore
 import httpx
 import pytest
 
-from probe.ollama import Answer, Server, _Backend, _Stream
+from probe.observation import Answer, Ask
+from probe.ollama import ApiError, Server, _Backend, _Stream
 
 ROW = {
     "name": "tiny:latest",
@@ -47,21 +49,53 @@ def test_a_loaded_model_is_read_with_and_without_its_context_length(
     assert model.context_length == context_length
 
 
+def test_a_port_where_nothing_listens_is_named_with_what_to_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(ApiError) as caught:
+        Server(url).loaded(5)
+    assert str(caught.value) == (
+        f"nothing listens at {url} (connection refused): is `ollama serve` running, and is "
+        "OLLAMA_HOST right?"
+    )
+
+
+def test_a_host_that_cannot_be_resolved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ApiError) as caught:
+        Server("http://nosuchhost.invalid:11434").loaded(5)
+    assert str(caught.value) == "cannot resolve nosuchhost.invalid (OLLAMA_HOST)"
+
+
 def test_a_model_that_runs_in_the_cloud_is_not_loaded_here() -> None:
     [model] = server({"/api/ps": {"models": [CLOUD, ROW]}}).loaded(1)
     assert model.name == "tiny:latest"
 
 
+def test_a_model_is_installed_here_or_elsewhere() -> None:
+    installed = server({"/api/tags": {"models": [ROW, CLOUD]}}).installed(1)
+    assert installed == {"tiny:latest": "yes", CLOUD["name"]: "cloud"}
+
+
 @pytest.mark.parametrize(
-    ("name", "installed"),
-    [("tiny", "yes"), ("TINY:latest", "yes"), ("tiny:7b", "no"), ("gpt-oss:120b-cloud", "cloud")],
+    ("reply", "traits"),
+    [
+        ({"model_info": {"llama.context_length": 4096}}, (4096, False)),
+        ({"model_info": {}, "capabilities": ["embedding"]}, (None, True)),
+        (httpx.Response(500, json={"error": "oh"}), None),
+    ],
 )
-def test_a_model_is_installed_or_not_or_elsewhere(name: str, installed: str) -> None:
-    assert server({"/api/tags": {"models": [ROW, CLOUD]}}).installed(name, 1) == installed
+def test_what_a_model_was_trained_for_is_known_or_unknown(
+    reply: object, traits: tuple[int | None, bool] | None
+) -> None:
+    assert server({"/api/show": reply}).traits("tiny", 1) == traits
 
 
-def ask(one: Server, tokens: int = 1) -> Answer:
-    return one.ask("tiny", tokens=tokens, keep_alive_seconds=5, options={}, timeout=1)
+def ask(one: Server, tokens: int = 1, *, keep: bool = False) -> Answer:
+    return one.ask("tiny", Ask("server", tokens, keep=keep), timeout=1)
 
 
 Check = Callable[[Answer], bool]
@@ -96,7 +130,16 @@ def test_a_model_that_only_embeds_is_asked_for_an_embedding(tokens: int) -> None
     assert ask(server(answers, requests), tokens).outcome == "token"
     path, body = requests[-1]
     assert path == "/api/embed"
-    assert (bool(body["input"]), body["keep_alive"]) == (bool(tokens), "5000ms")
+    assert bool(body["input"]) == bool(tokens)
+    assert "keep_alive" not in body  # the server would apply it to users' later requests
+
+
+def test_a_model_that_is_required_is_loaded_for_ever_and_generates_nothing() -> None:
+    requests: list[tuple[str, Any]] = []
+    answers = {"/api/generate": {"done": True}}
+    assert ask(server(answers, requests), 0, keep=True).outcome == "token"
+    [(_, body)] = requests
+    assert (body["prompt"], body["keep_alive"]) == ("", -1)
 
 
 def test_an_answer_without_an_end_is_not_waited_for() -> None:

@@ -6,164 +6,335 @@ from dataclasses import replace
 
 import pytest
 
-from probe.learn import learn
 from probe.memory import Memory, ModelMemory
-from probe.observation import Ask, Asked, Observation, Seen
-from probe.ollama import FOREVER
-from probe.plan import plan
+from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Slot
+from probe.plan import (
+    free_slot,
+    is_required,
+    is_suspected,
+    is_suspicious,
+    keep,
+    options_of,
+    routine,
+    same_model,
+    suspicion,
+    users_got_tokens,
+)
 from probe.settings import Settings
 from tests.unit.rows import (
+    ALWAYS,
     ANY,
-    CLOCK,
+    ENGINE,
     FIRST,
+    HANGS,
     IN_VRAM,
+    INVISIBLE,
+    KEPT,
     KNOWN,
     LOADING,
+    NEVER,
+    NOTHING,
     NOW,
+    OLD,
+    OPTIONS,
     PROVEN,
     REQUIRED,
     RUNNER,
     SILENT,
     TOKEN,
-    seen,
+    UNKNOWN,
+    WORKS,
+    model,
+    past,
+    slots,
 )
 
+UNUSED, SERVING = Slot(0), Slot(0, is_processing=True, task=5, prompt_tokens=9)
+THEIRS = Slot(0, task=5, held_tokens=600)
+OURS = replace(THEIRS, held_tokens=2)
+SECOND = Slot(1)
+ALONE = past(unshared_text="then")
+"""No user's conversation is in the model's prompt cache."""
 
-def past(**fields: object) -> Memory:
-    """The last check left the model so, ten seconds ago."""
-    model = replace(KNOWN, **fields)  # type: ignore[arg-type]
-    return replace(PROVEN, checked_at=NOW - 10, models={"tiny:latest": model})
+EMBEDDER = replace(RUNNER, command=replace(RUNNER.command, embedding=True))
+GONE = model(runner=None, health=None, gone=True)
+SPEED = Settings(min_tokens_per_second=5.0)
 
 
-OPTIONS = {"num_ctx": 1024, "num_batch": 512}
-LATER = replace(IN_VRAM, expires_text="later")
-FOR_EVER = replace(IN_VRAM, expires_at=NOW + 9e9)
+def without(**options: object) -> Model:
+    """A model whose command line lacks, or has, these."""
+    command = replace(RUNNER.command, **options)  # type: ignore[arg-type]
+    return model(runner=replace(RUNNER, command=command))
 
 
 @pytest.mark.parametrize(
     ("one", "memory", "settings", "ask"),
     [
-        # with the options it was loaded with, until the moment at which it ends anyway
-        (seen(), past(), ANY, Ask(1, 200, OPTIONS)),
-        (seen(), past(token_seconds=3.0), ANY, Ask(1, 197, OPTIONS)),
-        (seen(), past(expires_at=NOW + 190), ANY, Ask(1, 190, OPTIONS)),
+        # the runner, where no slot has been used, or by us only
+        (model(health=slots(UNUSED)), FIRST, ANY, Ask("runner", slot=0)),
+        (model(health=slots(OURS)), past(own_tasks=((0, 5),)), ANY, Ask("runner", slot=0)),
+        (model(health=slots(OURS, SECOND)), past(own_tasks=((0, 5),)), ANY, Ask("runner", slot=0)),
+        # ... not beside a conversation: a new one would take its place, as ours is used later
+        (model(health=slots(THEIRS, SECOND)), PROVEN, ANY, None),
+        # ... nor in a slot that holds more than we asked for, whoever's request that was
+        (model(health=slots(THEIRS)), past(own_tasks=((0, 5),)), ANY, None),
+        # ... not in one that holds somebody's conversation, and not beside a request
+        (model(health=slots(THEIRS)), PROVEN, ANY, None),
+        (model(health=slots(THEIRS)), past(own_tasks=((0, 4),)), ANY, None),
+        (model(health=slots(THEIRS)), past(own_tasks=((1, 5),)), ANY, None),
+        (model(health=slots(SERVING, SECOND)), PROVEN, ANY, None),
+        (model(health=slots()), PROVEN, ANY, None),
+        # what another process was asked for is not known of this one
         (
-            seen(replace(IN_VRAM, context_length=4096)),
-            *(past(), ANY, Ask(1, 200, {"num_ctx": 4096, "num_batch": 512})),
+            model(health=slots(THEIRS), runner=replace(RUNNER, started=2)),
+            *(past(own_tasks=((0, 5),)), ANY, None),
         ),
-        (
-            seen(runner=replace(RUNNER, num_thread=3)),
-            *(past(), ANY, Ask(1, 200, {**OPTIONS, "num_thread": 3})),
-        ),
-        # a server that says the context length itself, and whose runners say nothing
-        (
-            seen(replace(IN_VRAM, context_length=4096), runner=None),
-            *(past(runner=""), ANY, Ask(1, 200, {"num_ctx": 4096})),
-        ),
+        # a `llama-server` whose slots cannot be read is not asked
+        (model(), ALONE, ANY, None),
+        # where there are no slots: only while no user's request has been answered, and at rest
+        (model(runner=OLD), ALONE, ANY, Ask("runner")),
+        (model(runner=ENGINE), ALONE, ANY, Ask("runner")),
+        (model(runner=OLD), PROVEN, ANY, None),
+        (model(runner=OLD), FIRST, ANY, None),
+        (model(replace(IN_VRAM, expires_text="later"), runner=OLD), ALONE, ANY, None),
+        (model(runner=replace(OLD, cpu_seconds=50.2)), ALONE, ANY, None),
+        # ... where to wait for a CPU is not to work for somebody
+        (model(runner=replace(OLD, queued_seconds=0.2)), ALONE, ANY, Ask("runner")),
+        (model(runner=replace(OLD, started=2)), ALONE, ANY, None),
+        # an embedder has no prompt cache, and is asked at rest
+        (model(runner=EMBEDDER), PROVEN, ANY, Ask("runner")),
+        (model(runner=EMBEDDER), FIRST, ANY, None),
+        (model(runner=replace(EMBEDDER, cpu_seconds=51.0)), PROVEN, ANY, None),
+        (model(runner=EMBEDDER, health=slots(SERVING)), PROVEN, ANY, None),
         # the second token is the one whose speed is measured
-        (seen(), past(), Settings(min_tokens_per_second=5.0), Ask(2, 200, OPTIONS)),
-        # not in a first check: for how long users keep the model, to give it back, shows later
-        (seen(), FIRST, ANY, None),
-        # not a model that a user's request has just loaded, unless that request still goes on
-        (seen(), replace(PROVEN, models={}), ANY, None),
+        (model(health=slots(UNUSED)), FIRST, SPEED, Ask("runner", 2, slot=0)),
+        # not while it loads, nor a runner that says nothing, is gone, or is not visible
+        (model(health=LOADING), ALONE, ANY, None),
+        (model(health=SILENT), ALONE, ANY, None),
+        (model(health=UNKNOWN), ALONE, ANY, None),
+        (GONE, ALONE, ANY, None),
+        (INVISIBLE, past(runner="", unshared_text="then"), ANY, None),
+        (without(port=None, dialect=Dialect.OLLAMA_RUNNER), ALONE, ANY, None),
+        # nothing at all, or the server at each check with the options the model was loaded with
+        (model(health=slots(UNUSED)), FIRST, NEVER, None),
+        (model(runner=EMBEDDER), PROVEN, NEVER, None),
+        (model(health=slots(THEIRS)), FIRST, ALWAYS, Ask("server", options=OPTIONS)),
+        (model(), FIRST, replace(SPEED, generate="always"), Ask("server", 2, options=OPTIONS)),
+        (model(health=LOADING), FIRST, ALWAYS, None),
+        (GONE, FIRST, ALWAYS, None),
+        # ... but never with others, for which the server would load it again
+        (model(runner=ENGINE), FIRST, ALWAYS, Ask("runner")),
+        (without(options_visible=False), FIRST, ALWAYS, Ask("runner")),
+        (model(runner=OLD, clamped=True), FIRST, ALWAYS, Ask("runner")),
+        # ... as far as a server on another machine lets us see
+        (INVISIBLE, FIRST, ALWAYS, Ask("server")),
         (
-            seen(replace(IN_VRAM, expires_at=NOW + 300), unfinished=True),
-            *(replace(PROVEN, models={}), ANY, Ask(1, 300, OPTIONS)),
+            model(replace(IN_VRAM, context_length=2048), None, None),
+            *(FIRST, ALWAYS, Ask("server", options={"num_ctx": 2048})),
         ),
-        # not while it loads, nor a runner that says nothing
-        (seen(health=LOADING), past(), ANY, None),
-        (seen(health=SILENT), past(), ANY, None),
-        # not when its options cannot be known, or were shown to be not repeatable
-        (Seen(IN_VRAM), past(runner=""), ANY, None),
-        (seen(), replace(past(), opaque=(RUNNER.shape,)), ANY, None),
-        # not when it is about to be unloaded: it could be loaded again for us
-        (seen(), past(expires_at=NOW + 29), ANY, None),
-        (seen(), past(expires_at=NOW + 31), ANY, Ask(1, 31, OPTIONS)),
-        # not while users are about: their conversations are in the prompt cache
-        (seen(), past(used_at=NOW - 59), ANY, None),
-        (seen(), past(used_at=NOW - 61), ANY, Ask(1, 200, OPTIONS)),
-        (seen(), past(used_at=NOW - 9), Settings(quiet=5.0), Ask(1, 200, OPTIONS)),
-        # nor while they get tokens: more is sent than other probes ask for
-        (seen(runner=replace(RUNNER, writes=710)), past(), ANY, None),
-        (seen(runner=replace(RUNNER, writes=709)), past(), ANY, Ask(1, 200, OPTIONS)),
-        (seen(runner=replace(RUNNER, writes=None)), past(), ANY, Ask(1, 200, OPTIONS)),
-        (seen(runner=replace(RUNNER, writes=9)), past(writes=None), ANY, Ask(1, 200, OPTIONS)),
-        (seen(runner=replace(RUNNER, writes=710)), past(), REQUIRED, Ask(0, FOREVER, OPTIONS)),
-        # a model that is never unloaded stays so, unless a user names a time at the same moment
-        (seen(FOR_EVER), FIRST, ANY, Ask(1, None, OPTIONS)),
-        (seen(FOR_EVER), past(used_at=NOW - 9), ANY, None),
-        # a user's request has proved it since; what we lent is given back, what he named is kept
-        (seen(LATER), past(), ANY, None),
-        (
-            seen(replace(LATER, expires_at=NOW + 245)),
-            *(past(lent_seconds=250.0), ANY, Ask(0, 295, OPTIONS)),
-        ),
-        (seen(replace(LATER, expires_at=NOW + 295)), past(lent_seconds=250.0), ANY, None),
-        (seen(replace(LATER, expires_at=NOW + 55)), past(lent_seconds=250.0), ANY, None),
-        # its first request goes on: its expiry moves with the clock, and proves nothing
-        (
-            seen(replace(LATER, expires_at=NOW + 300), unfinished=True),
-            *(past(), ANY, Ask(1, 300, OPTIONS)),
-        ),
-        # the wall clock was set: what the server wrote by it is compared with nothing
-        (seen(), replace(past(), clock=CLOCK - 3600), ANY, Ask(1, 200, OPTIONS)),
-        (
-            seen(replace(LATER, expires_at=NOW + 245)),
-            *(replace(past(lent_seconds=250.0), clock=CLOCK - 3600), ANY, None),
-        ),
-        # a required model is kept for ever
-        (seen(), past(), REQUIRED, Ask(1, FOREVER, OPTIONS)),
-        (seen(LATER), past(), REQUIRED, Ask(0, FOREVER, OPTIONS)),
-        (seen(FOR_EVER), past(used_at=NOW - 9), REQUIRED, None),
-        (Seen(IN_VRAM), past(runner=""), REQUIRED, Ask(1, FOREVER, {})),
-        (seen(), replace(past(), opaque=(RUNNER.shape,)), REQUIRED, None),
     ],
 )
-def test_a_model_is_asked_nothing_that_could_harm_it(
-    one: Seen, memory: Memory, settings: Settings, ask: Ask | None
+def test_a_token_is_asked_for_only_where_it_costs_no_user_anything(
+    one: Model, memory: Memory, settings: Settings, ask: Ask | None
 ) -> None:
-    assert plan(one, memory, settings, NOW, CLOCK) == ask
+    assert routine(one, memory, settings) == ask
 
 
-def remembered(one: Seen, asked: Asked | None, memory: Memory) -> ModelMemory:
-    answers = {} if asked is None else {one.model.name: asked}
-    observation = Observation(NOW, CLOCK, seen=(one,), asked=answers)
-    return learn(observation, memory, ANY, NOW).models[one.model.name]
+QUIET = past(silent_since=NOW - 30)
+MOVED = Slot(0, is_processing=True, task=6, prompt_tokens=50)
 
 
-def test_a_user_whose_request_ended_within_ours_is_noticed_at_the_next_look() -> None:
-    later = replace(LATER, expires_at=NOW + 290)
-    asked = Asked(Ask(1, 200), TOKEN, NOW, model=later)
-    model = remembered(seen(), asked, past())
-    memory = replace(past(), checked_at=NOW, models={"tiny:latest": model})
-    give_back = plan(seen(later), memory, ANY, NOW + 15, CLOCK)
-    assert give_back is None or not give_back.tokens
+@pytest.mark.parametrize(
+    ("one", "memory", "suspected"),
+    [
+        (model(), PROVEN, False),
+        (HANGS, PROVEN, True),
+        (HANGS, FIRST, True),
+        (replace(HANGS, runnable_seconds=None), PROVEN, True),
+        (WORKS, PROVEN, False),
+        # work may not go on for ever unproven
+        (WORKS, past(silent_since=NOW - 599), False),
+        (WORKS, past(silent_since=NOW - 601), True),
+        # a request of ours was left unanswered, and nothing has been heard since
+        (model(), QUIET, True),
+        (model(health=slots(UNUSED)), QUIET, True),
+        (model(health=slots(MOVED)), past(silent_since=NOW - 30, tokens=()), False),
+        (model(runner=replace(RUNNER, started=2)), QUIET, False),
+        (model(health=LOADING), QUIET, False),
+        (model(health=UNKNOWN), QUIET, False),
+        (GONE, QUIET, False),
+    ],
+)
+def test_a_model_is_suspected_when_it_says_nothing_or_has_left_us_unanswered(
+    one: Model, memory: Memory, suspected: bool
+) -> None:
+    assert is_suspected(one, memory, ANY, NOW) == suspected
 
 
-def test_a_time_that_a_user_names_for_a_model_kept_for_ever_is_noticed_at_the_next_look() -> None:
-    later = replace(LATER, expires_at=NOW + 60)
-    asked = Asked(Ask(1, None), TOKEN, NOW, model=later)
-    model = remembered(seen(FOR_EVER), asked, past())
-    memory = replace(past(), checked_at=NOW, models={"tiny:latest": model})
-    assert plan(seen(later), memory, ANY, NOW + 15, CLOCK) is None
+@pytest.mark.parametrize(
+    ("one", "settings", "ask"),
+    [
+        (HANGS, ANY, Ask("server", options=OPTIONS)),
+        (model(runner=OLD, health=SILENT), ANY, Ask("server", options=OPTIONS)),
+        (HANGS, NEVER, None),
+        (GONE, ANY, None),
+        # with options that do not show nothing is asked through the server
+        (model(runner=ENGINE, health=SILENT), ANY, None),
+        (model(runner=ENGINE), ANY, Ask("runner")),
+        (model(health=SILENT, clamped=True), ANY, None),
+        (INVISIBLE, ANY, None),
+        (INVISIBLE, ALWAYS, None),
+    ],
+)
+def test_of_a_model_that_is_suspected_the_server_is_asked_if_it_can_be(
+    one: Model, settings: Settings, ask: Ask | None
+) -> None:
+    assert suspicion(one, settings) == ask
 
 
-def test_after_a_clock_was_set_a_model_with_a_new_expiry_is_left_alone_until_it_is_used() -> None:
-    memory = replace(past(), clock=CLOCK - 3600)
-    model = remembered(seen(replace(LATER, expires_at=NOW + 3800)), None, memory)
-    memory = replace(past(), checked_at=NOW, models={"tiny:latest": model})
-    for later in (20, 100, 1000):
-        assert plan(seen(LATER), memory, ANY, NOW + later, CLOCK) is None
+@pytest.mark.parametrize(
+    ("answer", "suspicious"),
+    [
+        (TOKEN, False),
+        (NOTHING, True),
+        (Answer("error", status=500), True),
+        (Answer("error", message="the connection broke"), False),  # it may have been unloaded
+        (Answer("error", status=503), True),
+        (Answer("error", status=400), False),
+    ],
+)
+def test_a_runner_that_fails_is_a_ground_to_ask_the_server(
+    answer: Answer, suspicious: bool
+) -> None:
+    assert is_suspicious(answer) == suspicious
 
 
-def test_the_cpu_time_that_our_own_request_took_is_not_taken_for_a_users() -> None:
-    after = replace(RUNNER, cpu_seconds=53.0)
-    asked = Asked(Ask(1, 200), TOKEN, NOW, model=IN_VRAM, runner=after)
-    assert remembered(seen(), asked, past()).runnable_seconds == 53.0
+@pytest.mark.parametrize(
+    ("one", "options"),
+    [
+        (model(), OPTIONS),
+        (without(num_batch=None), {"num_ctx": 1024}),
+        (without(num_thread=3), OPTIONS),  # the number that the server takes by itself
+        (
+            model(
+                runner=replace(
+                    RUNNER, default_threads=False, command=replace(RUNNER.command, num_thread=3)
+                )
+            ),
+            {**OPTIONS, "num_thread": 3},
+        ),
+        (without(num_ctx=None), None),
+        (without(options_visible=False), None),
+        (model(clamped=True), None),
+        (model(clamped=None), None),  # unknown
+        (model(runner=ENGINE), None),
+        (model(replace(IN_VRAM, context_length=2048), runner=ENGINE), None),
+        (INVISIBLE, None),
+    ],
+)
+def test_the_options_of_a_model_are_known_only_where_all_of_them_show(
+    one: Model, options: dict[str, int] | None
+) -> None:
+    assert options_of(one) == options
 
 
-def test_a_model_whose_process_is_gone_is_left_alone_and_not_taken_for_a_users_new_one() -> None:
-    """Its row stays for a while, and a request of ours would load it again."""
-    gone = Seen(IN_VRAM)
-    assert plan(gone, past(), ANY, NOW, CLOCK) is None
-    assert remembered(gone, None, past()).used_at is None
+@pytest.mark.parametrize(
+    ("one", "settings", "ask"),
+    [
+        (model(), REQUIRED, Ask("server", tokens=0, keep=True, options=OPTIONS)),
+        (model(), ANY, None),
+        (model(), Settings(models=("other", "tiny:latest")), Ask("server", 0, None, True, OPTIONS)),
+        (model(KEPT), REQUIRED, None),
+        (model(health=LOADING), REQUIRED, None),
+        (model(health=SILENT), REQUIRED, None),
+        (model(runner=ENGINE), REQUIRED, None),
+        (model(clamped=True), REQUIRED, None),
+        (INVISIBLE, REQUIRED, None),
+        (GONE, REQUIRED, None),
+    ],
+)
+def test_only_a_required_model_is_kept_and_only_with_its_own_options(
+    one: Model, settings: Settings, ask: Ask | None
+) -> None:
+    assert keep(one, settings, NOW) == ask
+
+
+def test_no_request_but_one_that_keeps_a_required_model_names_a_keep_alive() -> None:
+    for settings in (ANY, ALWAYS):
+        for one in (model(health=slots(UNUSED)), model(runner=OLD), INVISIBLE):
+            ask = routine(one, ALONE, settings) or suspicion(one, settings)
+            assert ask is None or not ask.keep
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("tiny", "tiny:latest", True),
+        ("Tiny", "tiny:LATEST", True),
+        ("tiny:1b", "tiny", False),
+        ("host:5000/ns/tiny", "host:5000/ns/tiny:latest", True),
+        ("ns/tiny", "tiny", False),
+    ],
+)
+def test_two_names_mean_one_model_if_they_do_for_the_server(a: str, b: str, same: bool) -> None:
+    assert same_model(a, b) == same
+    required = is_required(model(LoadedModel(b)), Settings(models=("x", a)))
+    assert required == same
+
+
+MARKED = replace(KNOWN, tokens=((0, 5, 20),), own_tasks=((1, 9),))
+
+
+@pytest.mark.parametrize(
+    ("slot", "known", "got"),
+    [
+        # more tokens for the same request, or the first ones of another
+        (Slot(0, True, 5, 20, 1), MARKED, True),
+        (Slot(0, True, 5, 20, 0), MARKED, False),
+        (Slot(0, True, 6, 1, 0), MARKED, True),
+        (Slot(0, True, 6, 0, 0), MARKED, False),
+        # a request that has ended since, and has left what it was given
+        (Slot(0, False, 5, held_tokens=30), MARKED, True),
+        (Slot(0, False, 6, held_tokens=30), MARKED, True),
+        (Slot(0, False, 6, held_tokens=0), MARKED, False),  # it failed
+        # ... but not one that had ended before, nor ours
+        (Slot(0, False, 5, held_tokens=30), replace(KNOWN, tokens=((0, 5, -1),)), False),
+        (Slot(1, False, 9, held_tokens=30), MARKED, False),
+        (Slot(1, True, 9, 1, 1), MARKED, False),
+        (Slot(0), MARKED, False),
+        # one of ours that was given up may be served late: it proves no user
+        (Slot(0, False, 6, held_tokens=2), replace(MARKED, silent_since=NOW - 30), False),
+        (Slot(0, True, 6, 1, 1), replace(MARKED, silent_since=NOW - 30), False),
+        (Slot(0, False, 6, held_tokens=30), replace(MARKED, silent_since=NOW - 30), True),
+        # with nothing to compare, nothing is known
+        (Slot(0, True, 5, 20, 1), None, False),
+        (Slot(0, True, 5, 20, 1), KNOWN, False),
+    ],
+)
+def test_users_have_got_tokens_where_a_slot_has_moved_that_is_not_ours(
+    slot: Slot, known: ModelMemory | None, got: bool
+) -> None:
+    assert users_got_tokens(RUNNER, (slot,), known, 15) == got
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "got"), [(11, 15, False), (12, 15, True), (12, 60, False)]
+)
+def test_without_slots_what_a_runner_sends_shows_more_than_other_probes_ask_for(
+    sent: int, seconds: float, got: bool
+) -> None:
+    runner = replace(OLD, writes=700 + sent)
+    assert users_got_tokens(runner, None, KNOWN, seconds) == got
+
+
+def test_the_log_that_a_llama_server_writes_is_not_taken_for_tokens() -> None:
+    """It writes a line for each request that comes, while its inference hangs."""
+    assert not users_got_tokens(replace(RUNNER, writes=9999), None, KNOWN, 15)
+    assert not users_got_tokens(replace(OLD, writes=None), None, KNOWN, 15)
+    assert not users_got_tokens(replace(OLD, writes=9999), None, replace(KNOWN, writes=None), 15)
+
+
+def test_a_slot_is_free_only_if_it_holds_nobodys_conversation() -> None:
+    assert free_slot((UNUSED, SECOND), None) == 0
+    assert free_slot((THEIRS, SECOND), None) is None
+    assert free_slot((THEIRS, SERVING), KNOWN) is None

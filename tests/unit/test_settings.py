@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 import autoheal.settings
 import probe.settings
 from autoheal.cli import app
-from probe.settings import SettingError, Settings, ollama_keep_alive, ollama_url
+from probe.cli import OneLineGroup, main
+from probe.knobs import SettingError
+from probe.setting_names import retired_names, setting_notes, unknown_names
+from probe.settings import RETIRED_FLAGS, SERVE_KNOBS, Settings, ollama_url
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,137 @@ def test_an_address_that_cannot_be_meant_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("5m", 300), ("1h30m", 5400), ("90", 90), ("-1", math.inf), ("-1m", math.inf), ("soon", 300)],
+    ("text", "models"),
+    [
+        ("", ()),
+        ("llama3.1:8b", ("llama3.1:8b",)),
+        ("a,b", ("a", "b")),
+        (" b , a ,, b", ("b", "a")),
+        ("  ", ()),
+    ],
 )
-def test_ollama_keep_alive_is_read_as_ollama_reads_it(text: str, seconds: float) -> None:
-    assert ollama_keep_alive(text) == seconds
+def test_one_or_several_models_are_required(text: str, models: tuple[str, ...]) -> None:
+    assert Settings.from_flags_and_env({}, {"PROBE_MODEL": text}).models == models
+
+
+def test_the_flag_for_the_required_models_is_model() -> None:
+    flags = main.commands["check"].make_context("check", ["--model", "a,b"]).params
+    assert Settings.from_flags_and_env(flags, {}).models == ("a", "b")
+
+
+@pytest.mark.parametrize(("text", "share"), [("auto", None), ("Auto", None), ("50", 50.0)])
+def test_how_much_must_be_in_vram_is_a_percentage_or_left_to_the_probe(
+    text: str, share: float | None
+) -> None:
+    assert Settings.from_flags_and_env({}, {"PROBE_MIN_VRAM_PERCENT": text}).min_vram == share
+
+
+@pytest.mark.parametrize(("text", "rate"), [("off", None), ("5", 5.0), ("learned", None)])
+def test_what_is_slow_is_a_fixed_rate_or_nothing(text: str, rate: float | None) -> None:
+    env = {"PROBE_MIN_TOKENS_PER_SECOND": text}
+    assert Settings.from_flags_and_env({}, env).min_tokens_per_second == rate
+
+
+RETIRED = {
+    "PROBE_QUIET": "60",
+    "PROBE_MAX_FIRST_TOKEN": "learned",
+    "PROBE_MIN_TOKENS_PER_SECOND": "learned",
+}
+
+
+@pytest.mark.parametrize("env", [RETIRED, {"PROBE_QUIET": "nonsense", "OLLAMA_KEEP_ALIVE": "x"}])
+def test_a_setting_that_is_no_longer_used_is_ignored(env: dict[str, str]) -> None:
+    assert Settings.from_flags_and_env({}, env) == Settings()
+
+
+@pytest.mark.parametrize("command", ["check", "status", "serve"])
+@pytest.mark.parametrize("flag", RETIRED_FLAGS)
+def test_a_flag_that_is_no_longer_used_is_ignored_and_not_in_the_help(
+    command: str, flag: str
+) -> None:
+    found = main.commands[command]
+    context = found.make_context(command, [flag, "60"])
+    assert set(context.params) == set(found.make_context(command, []).params)
+    assert flag not in found.get_help(context)
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "problem"),
+    [
+        (main, ["serve", "--port", "80"], "No such option '--port'; see ollama-probe serve --help"),
+        (
+            main,
+            ["status", "--tiemout", "5"],
+            "No such option '--tiemout'. Did you mean '--timeout'?; see ollama-probe status --help",
+        ),
+        (app, ["heal"], "Missing argument 'NAME'; see autoheal heal --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_help(
+    program: OneLineGroup, words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(words, prog_name=program.name)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"{program.name}: {problem}\n"
+
+
+def test_the_help_of_an_option_says_what_is_allowed() -> None:
+    command = main.commands["check"]
+    text = " ".join(command.get_help(command.make_context("check", [])).split())
+    assert "Allowed: one of auto, required, off. [PROBE_GPU; default: auto]" in text
+
+
+def test_a_setting_that_is_no_longer_used_is_named() -> None:
+    assert [name for name, _ in retired_names(RETIRED)] == [
+        "PROBE_QUIET",
+        "PROBE_MAX_FIRST_TOKEN",
+        "PROBE_MIN_TOKENS_PER_SECOND=learned",
+    ]
+    assert retired_names({"PROBE_QUIET": "", "PROBE_MIN_TOKENS_PER_SECOND": "5"}) == []
+    assert unknown_names("PROBE_", probe.settings.KNOBS, RETIRED) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PROBE_MODLE", "PROBE_MODEL"),
+        ("PROBE_MODELS", "PROBE_MODEL"),
+        ("PROBE_TIME_OUT", "PROBE_TIMEOUT"),
+        ("PROBE_VRAM", None),
+        ("PROBE_XYZZY", None),
+    ],
+)
+def test_an_unknown_name_is_found_with_the_nearest_real_one(name: str, nearest: str | None) -> None:
+    knobs = (*probe.settings.KNOBS, *SERVE_KNOBS)
+    env = {name: "x", "PROBE_GPU": "auto", "PROBE_LISTEN": ":1", "HOME": "/", "MODLE": "x"}
+    assert unknown_names("PROBE_", knobs, env) == [(name, nearest)]
+
+
+def test_the_status_has_a_line_for_each_odd_name() -> None:
+    env = {"PROBE_MODLE": "a", "PROBE_XYZZY": "1", "PROBE_QUIET": "0", "PROBE_MODEL": "b"}
+    assert setting_notes(env) == [
+        "PROBE_MODLE is not a setting; did you mean PROBE_MODEL?",
+        "PROBE_XYZZY is not a setting",
+        "PROBE_QUIET is no longer used; PROBE_GENERATE says when a check requests a token",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PROBE_EMPTY",
+        # Compose, `make` and the tests
+        *("AUTOHEAL_PORT", "AUTOHEAL_TEST_RUN"),
+        # Kubernetes and Docker's links, for a service of that name
+        *("PROBE_SERVICE_HOST", "PROBE_SERVICE_PORT_HTTP", "PROBE_PORT", "PROBE_NAME"),
+        *("AUTOHEAL_PORT_8787_TCP", "AUTOHEAL_PORT_8787_TCP_ADDR", "AUTOHEAL_WEB_SERVICE_HOST"),
+    ],
+)
+def test_a_name_that_is_empty_or_of_another_tool_is_not_unknown(name: str) -> None:
+    prefix = name.partition("_")[0] + "_"
+    value = "" if name == "PROBE_EMPTY" else "x"
+    assert unknown_names(prefix, autoheal.settings.KNOBS, {name: value}) == []
 
 
 def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default() -> None:
@@ -67,10 +194,20 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default() -> No
             {"PROBE_TIMEOUT": "nan"},
             "PROBE_TIMEOUT='nan': must be a number of seconds from 1 to 300",
         ),
+        ({"PROBE_MODEL": ","}, "PROBE_MODEL=',': must be names of models, separated by commas"),
         ({"PROBE_GPU": "yes"}, "PROBE_GPU='yes': must be one of auto, required, off"),
         (
             {"PROBE_MIN_VRAM_PERCENT": "0"},
-            "PROBE_MIN_VRAM_PERCENT='0': must be a percentage above 0 and up to 100",
+            "PROBE_MIN_VRAM_PERCENT='0': must be auto or a percentage above 0 and up to 100",
+        ),
+        (
+            {"PROBE_GENERATE": "sometimes"},
+            "PROBE_GENERATE='sometimes': must be one of auto, always, never",
+        ),
+        (
+            {"PROBE_MIN_TOKENS_PER_SECOND": "fast"},
+            "PROBE_MIN_TOKENS_PER_SECOND='fast': must be off or a number of tokens per second from "
+            "0.001 to 100000",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What of a device no check needs: temperature, power, faults, processes. `gpu.py` asks for it."""
+"""Read what only the overview and the metrics need: temperature, power, errors, processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from probe.gpu import GpuDevice, GpuProcess, given
+from probe.gpu_reading import GpuDevice, GpuProcess
+from probe.nvml import given
 from probe.processes import all_visible, name_of
 
 THROTTLE_REASONS = {
@@ -18,12 +19,12 @@ THROTTLE_REASONS = {
     "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware_thermal",
     "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power_brake",
 }
-"""Why a card is slower than it could be, by NVML's name of the bit: not those of a card that rests
-or is as its owner has set it."""
+"""Why a GPU runs slower than it could, by the name of NVML's bit. The bits of an idle GPU and of
+clocks that its operator has set are left out."""
 
 
 def detailed(nvml: Any, device: GpuDevice, handle: Any, index: int) -> GpuDevice:
-    """The same device with every detail; `index` is its place among this machine's."""
+    """Return the device with every detail; `index` is its number among this machine's devices."""
 
     def watts(ask: Callable[[Any], int]) -> float | None:
         milliwatts = given(nvml, partial(ask, handle))
@@ -48,41 +49,58 @@ def _throttle_reasons(nvml: Any, mask: int) -> tuple[str, ...]:
     return tuple(word for bit, word in THROTTLE_REASONS.items() if mask & getattr(nvml, bit))
 
 
-def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
+def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
+    held = holders(nvml, handle)
+    if held is None:
+        return None
     visible_here, shares = all_visible(), _shares(nvml, handle)
     return tuple(
-        GpuProcess(pid, held, shares.get(pid), name_of(pid) if visible_here else None)
-        for pid, held in sorted(holders(nvml, handle).items())
+        GpuProcess(pid, size, shares.get(pid), name_of(pid) if visible_here else None)
+        for pid, size in sorted(held.items())
     )
 
 
-def holders(nvml: Any, handle: Any) -> dict[int, int | None]:
-    """How much memory of a device each process holds, by its id."""
+def holders(nvml: Any, handle: Any) -> dict[int, int | None] | None:
+    """Return the bytes of a device's memory that each process holds, by process id.
+
+    A size is None where NVML does not give it; the whole is None where it does not list processes.
+    """
+    # Older drivers have only v2. The names are written out, or the image's bundle leaves them out.
+    compute = _rows(
+        nvml,
+        handle,
+        nvml.nvmlDeviceGetComputeRunningProcesses_v3,
+        nvml.nvmlDeviceGetComputeRunningProcesses_v2,
+    )
+    if compute is None:
+        return None
     found: dict[int, int | None] = {}
-    for newer, older in (
-        (
-            nvml.nvmlDeviceGetComputeRunningProcesses_v3,
-            nvml.nvmlDeviceGetComputeRunningProcesses_v2,
-        ),
-        (
-            nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
-            nvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
-        ),
-    ):
-        rows = given(nvml, partial(newer, handle))
-        if rows is None:
-            rows = given(nvml, partial(older, handle))
-        for row in rows or ():
-            found.setdefault(row.pid, row.usedGpuMemory)
+    graphics = _rows(
+        nvml,
+        handle,
+        nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+        nvml.nvmlDeviceGetGraphicsRunningProcesses_v2,
+    )
+    # A process that does both is in both lists, each time with all that it holds.
+    for row in (*compute, *(graphics or ())):
+        found.setdefault(row.pid, row.usedGpuMemory)
     return found
 
 
+def _rows(nvml: Any, handle: Any, *questions: Callable[[Any], list[Any]]) -> list[Any] | None:
+    for ask in questions:
+        rows = given(nvml, partial(ask, handle))
+        if rows is not None:
+            return rows
+    return None
+
+
 def _shares(nvml: Any, handle: Any) -> dict[int, int]:
-    """Which percentage of a device's time each process had in the last samples, by its id."""
+    """Return each process's share of the device's time in percent, by process id."""
     try:
         samples = given(nvml, partial(nvml.nvmlDeviceGetProcessUtilization, handle, 0))
     except nvml.NVMLError as error:
-        # Neither having no sample yet is a fault, nor having none at all, which pynvml raises.
+        # Having no samples is no fault. pynvml raises NVML_SUCCESS for an empty list.
         if error.value not in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_SUCCESS):
             raise
         samples = None

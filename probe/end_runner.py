@@ -1,0 +1,155 @@
+"""End the one process that a model is stalled in: the server and its other models go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from probe.end_process import Evidence, end, evidence
+from probe.healing import MOST, culprit, is_due, is_spent, with_end, with_suspect
+from probe.judge import UNHEALTHY_CHECKS
+from probe.memory import Memory
+from probe.observation import Observation, Runner
+from probe.report import Reading, Remedy, Verdict
+from probe.settings import Settings
+
+_DONE = {
+    "gone": "its process has ended by itself meanwhile",
+    "denied": "this user may not end its process",
+    "stuck": "its process was sent SIGKILL, and has not ended yet (PROBE_HEAL)",
+}
+
+_NOT_ENDED = {
+    "gone": "its process has ended meanwhile",
+    "denied": "this user may not end its process",
+    "stuck": "its process does not end, which needs an operator: the driver may hold it",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of `end-runner`.
+
+    Attributes:
+        result: `refused`: there is nothing to end. `failed`: it was tried.
+        message: the same in words.
+        verdict: what the check found that decided it.
+        pid: of the process that was meant; None where there is none.
+        evidence: what that process was doing before; None where there is none.
+    """
+
+    result: Literal["ended", "refused", "failed", "dry_run"]
+    message: str
+    verdict: Verdict
+    pid: int | None = None
+    evidence: Evidence | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: done, or it would be; 1: failed; 3: refused."""
+        return {"failed": 1, "refused": 3}.get(self.result, 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        found = self.verdict
+        verdict = {"reason": found.reason, "remedy": found.remedy, "message": found.message}
+        return {
+            "result": self.result,
+            "message": self.message,
+            "pid": self.pid,
+            "evidence": asdict(self.evidence) if self.evidence else None,
+            "verdict": verdict,
+        }
+
+
+def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) -> Outcome:
+    """Make one check, and end the runner that it names; refuse where it names none.
+
+    Args:
+        settings: the probe's settings.
+        model: end only the runner of this model; None: of any.
+        dry_run: end nothing.
+    """
+    from probe.check import look
+
+    verdict, observation = look(settings)
+    runner = culprit(verdict, observation, model)
+    if runner is None:
+        asked = f" of {model}" if model else ""
+        found = f"{'healthy' if verdict.healthy else 'unhealthy'} {verdict.reason}"
+        words = f"no runner{asked} has to be ended: {found}: {verdict.message}"
+        return Outcome("refused", words, verdict)
+    name, seen = verdict.readings.get("model"), evidence(runner.pid)
+    what = f"the runner of {name} (process {runner.pid})"
+    if dry_run:
+        words = f"{what} would be ended: {verdict.message}"
+        return Outcome("dry_run", words, verdict, runner.pid, seen)
+    result = end(runner.pid, runner.started)
+    if result != "ended":
+        words = f"{what} was not ended: {_NOT_ENDED[result]}"
+        kind: Literal["refused", "failed"] = "refused" if result == "gone" else "failed"
+        return Outcome(kind, words, verdict, runner.pid, seen)
+    return Outcome("ended", f"{what} was ended: {verdict.message}", verdict, runner.pid, seen)
+
+
+def heal(
+    verdict: Verdict, observation: Observation, memory: Memory, save: Callable[[Memory], bool]
+) -> tuple[Verdict, Memory]:
+    """What a health check does about a stalled model, if it is time; within the check's lock.
+
+    As long as it can do something nobody else has to: the remedy is none.
+
+    Args:
+        verdict: what the check found.
+        observation: what it rests on.
+        memory: what the next check should know.
+        save: leaves that for it, and says whether it could.
+    """
+    runner, now = culprit(verdict, observation), time.monotonic()
+    memory = with_suspect(memory, runner)
+    # Without a memory nobody knows how often this was found, and what was done.
+    if runner is None or not memory.kept or not save(memory):
+        return verdict, memory
+    if is_spent(memory, now):
+        words = f"its runner was ended {MOST} times within an hour, which did not help"
+        return _with(verdict, memory, words, Remedy.RESTART)
+    if not is_due(memory):
+        words = f"its runner is ended if {UNHEALTHY_CHECKS} checks in a row find this (PROBE_HEAL)"
+        return _with(verdict, memory, words, Remedy.NONE)
+    memory = with_end(memory, now)
+    if not save(memory):
+        return verdict, memory
+    seen = evidence(runner.pid)
+    result = end(runner.pid, runner.started)
+    words = _DONE.get(result, f"its runner (process {runner.pid}) was ended (PROBE_HEAL)")
+    remedy = Remedy.RESTART if result == "denied" else Remedy.NONE
+    return _with(verdict, memory, words, remedy, _readings(runner, seen))
+
+
+def _readings(runner: Runner, seen: Evidence) -> dict[str, Reading]:
+    return {
+        "runner_pid": runner.pid,
+        "runner_state": seen.state,
+        "runner_waits_in": seen.waits_in,
+        "runner_cpu_seconds": seen.cpu_seconds,
+    }
+
+
+def _with(
+    verdict: Verdict,
+    memory: Memory,
+    words: str,
+    remedy: Remedy,
+    readings: Mapping[str, Reading] | None = None,
+) -> tuple[Verdict, Memory]:
+    verdict = replace(
+        verdict,
+        message=f"{verdict.message}; {words}",
+        readings={**verdict.readings, **(readings or {})},
+        remedy=remedy,
+    )
+    # A check that has no time repeats what the last one said.
+    last = replace(memory.episodes[-1], message=verdict.message, remedy=str(remedy))
+    return verdict, replace(memory, episodes=(*memory.episodes[:-1], last))

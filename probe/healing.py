@@ -1,0 +1,56 @@
+"""The rules of ending a runner: which one, and when a check may do it by itself. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from probe.judge import UNHEALTHY_CHECKS
+from probe.memory import Memory
+from probe.observation import Observation, Runner
+from probe.plan import same_model
+from probe.report import Remedy, Verdict
+
+WINDOW_SECONDS = 3600.0
+MOST = 3
+"""A check ends no more runners than this within that time: it does not help."""
+
+
+def culprit(verdict: Verdict, observation: Observation, model: str | None = None) -> Runner | None:
+    """The process whose end the verdict asks for; None where it asks for none.
+
+    Args:
+        verdict: what this check found.
+        observation: what it rests on.
+        model: a model whose runner is meant; None: that of any model.
+    """
+    if verdict.remedy is not Remedy.RUNNER:
+        return None
+    for one in (*observation.models, *observation.held_by):
+        meant = model is None or same_model(one.row.name, model)
+        if meant and one.runner and one.runner.pid == verdict.readings.get("runner_pid"):
+            return one.runner
+    return None
+
+
+def with_suspect(memory: Memory, runner: Runner | None) -> Memory:
+    """The memory after one more check that asks for the end of this runner; None: of none."""
+    if runner is None:
+        return replace(memory, suspect="", suspect_checks=0)
+    before = memory.suspect_checks if memory.suspect == runner.identity else 0
+    return replace(memory, suspect=runner.identity, suspect_checks=before + 1)
+
+
+def is_due(memory: Memory) -> bool:
+    """Whether as many checks in a row have asked for the end of one runner as Docker waits for."""
+    return memory.suspect_checks >= UNHEALTHY_CHECKS
+
+
+def is_spent(memory: Memory, now: float) -> bool:
+    """Whether as many runners were ended as may be."""
+    return sum(now - at < WINDOW_SECONDS for at in memory.ended) >= MOST
+
+
+def with_end(memory: Memory, now: float) -> Memory:
+    """The memory before a check ends a runner."""
+    memory = with_suspect(memory, None)
+    return replace(memory, ended=(*memory.ended, now)[-MOST:])

@@ -1,0 +1,187 @@
+"""The memory between checks, in a small file on tmpfs, and what of it survives a restart.
+
+Losing it only costs knowledge: what cannot be read is an empty memory, and not being able to write
+is never an error. After a restart of the container only what was known of its GPUs still holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import stat
+from dataclasses import asdict, fields, replace
+from typing import Any, get_args, get_origin, get_type_hints
+from zlib import crc32
+
+from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad
+from probe.settings import Settings
+
+_LIMIT_BYTES = 1 << 20
+
+_TYPES = (Memory, Load, SentLoad, ModelMemory, FailedLoad, Episode)
+"""What a memory is made of."""
+
+_SURVIVES = ("gpus", "used_gpus")
+"""What still holds after a restart of the container."""
+
+
+class MemoryFile:
+    """The file, held by one check at a time.
+
+    What cannot be written is not read either, for an old memory would be a wrong one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            # /dev/shm can be shared between containers (--ipc); their PID namespaces are not.
+            namespace = os.stat("/proc/self/ns/pid").st_ino
+        except OSError:
+            namespace = 0
+        # A check by hand with other models does not write into the health check's memory.
+        about = crc32(f"{settings.host} {settings.models}".encode())
+        name = f"ollama-probe-{os.geteuid()}-{namespace}-{about:08x}.json"
+        self.path = os.path.join(settings.state_dir, name)
+        self.problem: str | None = None
+        """Why nothing can be remembered; None when it can."""
+        self.gpu_problem: str | None = None
+        """Why what is known of GPUs will not survive a restart; None when it will."""
+        self._surviving = os.path.join(settings.cache_dir, f"gpus-{os.geteuid()}.json")
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Wait for the checks before us, until the caller's alarm rings."""
+        descriptor = None
+        try:
+            descriptor = self._open(os.O_RDWR | os.O_CREAT)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._descriptor = descriptor
+        except TimeoutError:
+            self.problem = f"{self.path}: other checks hold it"
+        except OSError as error:
+            self.problem = str(error)
+        finally:
+            if descriptor is not None and self._descriptor is None:
+                os.close(descriptor)
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def peek(self) -> Memory:
+        """What the last check left, for somebody who only looks: waits for nobody."""
+        with contextlib.suppress(OSError):
+            self._descriptor = self._open(os.O_RDONLY)
+        try:
+            return self.load()
+        finally:
+            self.release()
+
+    def load(self) -> Memory:
+        """What the last check left; empty where there is nothing that can be trusted."""
+        if self._descriptor is None:
+            return replace(self._survivors(), kept=False)
+        with contextlib.suppress(*_UNREADABLE):
+            content = json.loads(os.pread(self._descriptor, _LIMIT_BYTES, 0))
+            if content.pop("about") == _about():
+                return _memory(content)
+        return self._survivors()
+
+    def save(self, memory: Memory) -> bool:
+        """Leave it for the next check; returns whether that can read it."""
+        if self._descriptor is None:
+            return False
+        content = json.dumps({"about": _about(), **asdict(memory)}).encode()
+        try:
+            # In place, for a full disk has room for that. What is cut short by a crash is no
+            # JSON, and so empty.
+            os.ftruncate(self._descriptor, 0)
+            if os.pwrite(self._descriptor, content, 0) < len(content):
+                raise OSError(f"{self.path}: no space left")
+        except OSError as error:
+            self.problem = str(error)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+        survivors = {name: getattr(memory, name) for name in _SURVIVES}
+        if any(survivors.values()) and Memory(**survivors) != self._survivors():
+            self._save_survivors(survivors)
+        return self.problem is None
+
+    def _survivors(self) -> Memory:
+        with contextlib.suppress(*_UNREADABLE), open(self._surviving, encoding="utf-8") as file:
+            content = json.loads(file.read(_LIMIT_BYTES))
+            return _memory({name: content[name] for name in _SURVIVES})
+        return Memory()
+
+    def _save_survivors(self, survivors: dict[str, Any]) -> None:
+        """Write the file that survives a restart, as a whole or not at all."""
+        draft = f"{self._surviving}.{os.getpid()}"
+        try:
+            with open(draft, "w", encoding="utf-8") as file:
+                json.dump(survivors, file)
+            os.replace(draft, self._surviving)
+        except OSError as error:
+            self.gpu_problem = str(error)
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+
+    def _open(self, flags: int) -> int:
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
+        about = os.fstat(descriptor)
+        if about.st_uid != os.geteuid() or not stat.S_ISREG(about.st_mode):
+            os.close(descriptor)
+            raise OSError(f"{self.path}: not a file of this user's")
+        return descriptor
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
+def _about() -> list[str]:
+    """What a memory belongs to: this life of the container, and these fields."""
+    return [_life(), *(f"{field.name}: {field.type}" for one in _TYPES for field in fields(one))]
+
+
+def _life() -> str:
+    """The same for all checks between a start of this container and its stop."""
+    with contextlib.suppress(OSError, IndexError):
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        with open("/proc/1/stat", "rb") as file:
+            return f"{boot}/{file.read().rpartition(b')')[2].split()[19].decode()}"
+    return ""
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _memory(content: dict[str, Any]) -> Memory:
+    memory: Memory = _read(Memory, content)
+    return memory
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """From JSON, which has lists for tuples and dictionaries for dataclasses.
+
+    Raises:
+        TypeError: where a value is of another kind.
+    """
+    inner = get_args(kind)
+    if inner and type(None) in inner:
+        return None if value is None else _read(inner[0], value)
+    if kind in _TYPES and isinstance(value, dict):
+        hints = _hints(kind)
+        return kind(**{name: _read(hints[name], one) for name, one in value.items()})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_read(*one) for one in zip(kinds, value, strict=True))
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _read(inner[1], one) for key, one in value.items()}
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise TypeError(f"{value!r} is no {kind}")

@@ -1,0 +1,172 @@
+"""The rules of models that do not answer: busy, or stalled, and in which process.
+
+Pure, like `judge.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from probe.learn import is_unanswered, serves_users
+from probe.memory import Memory, ModelMemory
+from probe.observation import Answer, Asked, Dialect, Model, Observation
+from probe.plan import WORK_SHARE, busy_timeout, is_required, suspicion
+from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
+from probe.settings import Settings
+
+IDLE_SHARE = 0.005
+"""One that had less to run has done nothing, on a GPU neither: a GPU's work has to be started."""
+
+WORK_PERCENT = 5
+"""A GPU that is used more than this does somebody's work."""
+
+RECOVERING = (Dialect.OLLAMA_RUNNER, Dialect.OLLAMA_ENGINE, Dialect.LLAMA_SERVER)
+"""Where the server starts another runner when one has ended (measured on 0.9.3, 0.24.0, 0.34.2)."""
+
+
+def of(
+    model: Model,
+    observation: Observation,
+    past: Memory,
+    memory: Memory,
+    settings: Settings,
+    now: float,
+) -> Iterator[Verdict]:
+    """A model does not answer: busy where work is being done; else it is stalled.
+
+    No model is called stalled before a timed request to the server has failed, however long it
+    works. Where none may be sent, it has to be silent for as long as a check may take, twice.
+    """
+    known = memory.models.get(model.row.key, ModelMemory())
+    asked = observation.asked.get(model.row.key, ())
+    for one in asked:
+        if one.answer.outcome == "error" and one.ask.via == "server":
+            yield from _refusal(model, one.answer, settings)
+    if known.silent_since is None or model.state in ("loading", "unknown"):
+        return
+    unanswered = [one for one in asked if is_unanswered(one)]
+    of_server = any(one.ask.via == "server" for one in unanswered)
+    may_ask = (ask := suspicion(model, settings)) is not None and ask.via == "server"
+    proves = of_server or (not may_ask and (bool(unanswered) or model.state == "silent"))
+    what, waited, ran = _what_is_silent(model, unanswered)
+    silent_for = now - known.silent_since
+    readings = _readings(model, waited, silent_for)
+    full = any(one.answer.queue_full for one in unanswered)
+    served = serves_users(model, asked, past, now)
+    # A container is not healthy before its required models were ready once. A `llama-server` that
+    # is listed has been.
+    listed = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
+    first = is_required(model, settings) and past.kept and not (past.proven or served or listed)
+    if full or served or _works(model, observation, waited, ran):
+        longest = busy_timeout(model, settings)
+        if silent_for > longest and proves:
+            more = f"for more than {longest:g} s (PROBE_BUSY_TIMEOUT)"
+            # It works, for all that is known: it is not ended alone.
+            yield unhealthy(Reason.STALLED, f"{what}, {more}", **readings)
+        else:
+            yield _busy(first, f"{what}, but work is being done", readings)
+    elif of_server or (proves and silent_for > 2 * settings.timeout):
+        words = f"{what}, and nothing is being done"
+        yield _stalled(model, unanswered, words, readings, settings)
+    elif not observation.no_time:
+        yield _busy(first, f"{what}; the next check asks again", readings)
+
+
+def held(observation: Observation, past: Memory, settings: Settings, now: float) -> Verdict | None:
+    """What is said of a runner that holds up `/api/ps`; None: none is known to, or several.
+
+    It is stalled when two checks in a row have seen that, and it did no work meanwhile.
+    """
+    if len(observation.held_by) != 1:
+        return None
+    [model] = observation.held_by
+    known = past.models.get(model.row.key, ModelMemory())
+    waited, since = model.silent_seconds, known.held_since
+    held_for = 0.0 if since is None else now - since
+    readings = _readings(model, waited, held_for)
+    what = f"the runner of {model.row.name} does not answer, and /api/ps waits for it"
+    works = _works(model, observation, waited, model.runnable_seconds)
+    if works and held_for > busy_timeout(model, settings):
+        return unhealthy(Reason.STALLED, f"{what}, for {held_for:.0f} s", **readings)
+    if since is not None and not works:
+        return _stalled(model, [], what, readings, settings)
+    again = "but work is being done" if works else "the next check asks again"
+    first = bool(settings.models) and not past.proven
+    return _busy(first, f"{what}; {again}", readings)
+
+
+def _readings(model: Model, waited: float, silent_for: float) -> dict[str, Reading]:
+    return {
+        "model": model.row.name,
+        "waited_seconds": round(waited, 1),
+        "silent_seconds": round(silent_for, 1),
+    }
+
+
+def _busy(first: bool, message: str, readings: dict[str, Reading]) -> Verdict:
+    """Healthy, unless a required model is waited for the first time (`first`)."""
+    reason = Reason.LOADING if first else Reason.BUSY
+    return Verdict(not first, reason, message, readings)
+
+
+def _stalled(
+    model: Model,
+    unanswered: list[Asked],
+    message: str,
+    readings: dict[str, Reading],
+    settings: Settings,
+) -> Verdict:
+    """A model is stalled; where its runner is the culprit, ending that one is enough."""
+    runner = model.runner
+    slots = model.health.slots if model.health else None
+    # One that answers, and has nothing to do, is not what a request waits for.
+    free = slots is not None and not any(slot.is_processing for slot in slots)
+    idle = free and not any(one.ask.via == "runner" for one in unanswered)
+    recovers = runner is not None and runner.command.dialect in RECOVERING
+    if runner is None or not recovers or idle or not settings.is_local:
+        return unhealthy(Reason.STALLED, message, **readings)
+    readings = {**readings, "runner_pid": runner.pid}
+    return Verdict(False, Reason.STALLED, message, readings, remedy=Remedy.RUNNER)
+
+
+def _what_is_silent(model: Model, unanswered: list[Asked]) -> tuple[str, float, float | None]:
+    """What did not answer, for how many seconds, and for how many of these the runner ran."""
+    name = model.row.name
+    if any(one.answer.queue_full for one in unanswered):
+        return f"the queue for {name} is full", unanswered[-1].answer.seconds, None
+    if not unanswered and model.state != "silent":
+        return f"{name} left a request unanswered, and has given no token since", 0.0, None
+    if not unanswered:
+        waited = model.silent_seconds
+        words = f"the runner of {name} has not answered for {waited:.1f} s, while /api/ps does"
+        return words, waited, model.runnable_seconds
+    waited = sum(one.answer.seconds for one in unanswered)
+    ran = [one.runnable_seconds for one in unanswered if one.runnable_seconds is not None]
+    words = f"{name} gave no token within {waited:.1f} s, while /api/ps answers"
+    return words, waited, max(ran) if ran else None
+
+
+def _refusal(model: Model, answer: Answer, settings: Settings) -> Iterator[Verdict]:
+    name = model.row.name
+    readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
+    if answer.status == 404 and is_required(model, settings):
+        yield unhealthy(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
+    elif answer.status is None or not (400 <= answer.status < 500 or answer.queue_full):
+        yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
+
+
+def _works(
+    model: Model, observation: Observation, waited: float, runnable_seconds: float | None
+) -> bool:
+    """Whether the runner, or else the GPU, had work to do meanwhile."""
+    if runnable_seconds is not None:
+        if runnable_seconds >= WORK_SHARE * waited:
+            return True
+        if runnable_seconds < IDLE_SHARE * waited:
+            return False
+    devices = observation.gpu.devices if observation.gpu else ()
+    use = [device.utilization_percent for device in devices]
+    if runnable_seconds is not None and (not use or None in use):
+        # A little work on a CPU keeps a GPU busy, and how busy that is nobody says.
+        return model.row.size_vram_bytes > 0
+    return any((percent or 0) >= WORK_PERCENT for percent in use)

@@ -1,0 +1,130 @@
+"""Only what is stuck is ended: by hand (`end-runner`), and by the health check (`PROBE_HEAL`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from probe.report import Reason, Verdict
+from testbed import runner
+from testbed.deadlines import LONG_SECONDS, Deadline, scaled
+from testbed.ollama import Ollama
+
+Start = Callable[..., Ollama]
+
+
+@pytest.fixture(params=["0.9.3", "twin"])
+def start_unchecked(request: pytest.FixtureRequest) -> Start:
+    """Starts a server of either generation, whose checks the test runs itself."""
+    name = "unchecked" if request.param == "0.9.3" else "unchecked_twin"
+    return request.getfixturevalue(name)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["0.9.3", "twin"])
+def start_checked(request: pytest.FixtureRequest) -> Start:
+    """The same, with a HEALTHCHECK."""
+    return request.getfixturevalue("ollama" if request.param == "0.9.3" else "twin")  # type: ignore[no-any-return]
+
+
+TIMEOUT = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
+"""The default at least: in less there is no time to find out what holds up `/api/ps`."""
+
+
+def end_runner(server: Ollama, *words: str) -> dict[str, Any]:
+    """What `end-runner` says, asked again while it refuses for lack of time, as it then says."""
+    deadline = Deadline(LONG_SECONDS)
+    while True:
+        code, text = server.probe("end-runner", "--format", "json", *words)
+        outcome: dict[str, Any] = json.loads(text)
+        if code != 3 or deadline.passed:
+            return outcome
+
+
+def is_stalled(verdict: Verdict) -> bool:
+    return verdict.reason is Reason.STALLED
+
+
+def test_only_the_stuck_runner_is_ended_and_the_next_request_is_answered(
+    start_unchecked: Start,
+) -> None:
+    server = start_unchecked(TIMEOUT)
+    server.embed("vector")
+    [other] = runner.pids(server)
+    server.check()
+    with server.endless_request("tiny"):
+        [hung] = set(runner.pids(server)) - {other}
+        os.kill(hung, signal.SIGSTOP)
+        server.check_until(is_stalled)
+        outcome = end_runner(server)
+        assert outcome["result"] == "ended", outcome
+        assert outcome["evidence"]["state"] == "T"
+    assert "response" in server.generate("tiny")
+    assert other in runner.pids(server)
+    assert hung not in runner.pids(server)
+    assert server.check().healthy
+
+
+def test_where_nothing_is_stuck_nothing_is_ended(start_unchecked: Start) -> None:
+    server = start_unchecked(TIMEOUT)
+    server.generate("tiny")
+    before = runner.pids(server)
+    for words in ((), ("--model", "tiny"), ("--model", "nowhere"), ("--dry-run",)):
+        code, text = server.probe("end-runner", *words)
+        assert code == 3
+        assert "has to be ended: healthy" in text
+    assert runner.pids(server) == before
+
+
+def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -> None:
+    server = start_unchecked(TIMEOUT)
+    server.check()
+    with server.endless_request("tiny"):
+        [hung] = runner.pids(server)
+        os.kill(hung, signal.SIGSTOP)
+        server.check_until(is_stalled)
+        outcome = end_runner(server, "--dry-run")
+        assert outcome["result"] == "dry_run", outcome
+        assert "the runner of tiny:latest" in outcome["message"]
+        assert "would be ended" in outcome["message"]
+        code, text = server.probe("end-runner", "--model", "vector")
+        assert (code, "no runner of vector has to be ended" in text) == (3, True)
+        assert runner.pids(server) == [hung]
+
+
+def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
+    start_checked: Start,
+) -> None:
+    server = start_checked({"PROBE_HEAL": "runner", **TIMEOUT})
+    server.wait_listening()
+    server.embed("vector")
+    [other] = runner.pids(server)
+    started = server.attributes["State"]["StartedAt"]
+    with server.endless_request("tiny"):
+        [hung] = set(runner.pids(server)) - {other}
+        server.wait_health("healthy")
+        os.kill(hung, signal.SIGSTOP)
+        server.wait(lambda: hung not in runner.pids(server), "ended")
+    assert "response" in server.generate("tiny")
+    server.wait_health("healthy")
+    assert other in runner.pids(server)
+    assert server.attributes["State"]["StartedAt"] == started
+
+
+def test_a_check_at_a_terminal_only_looks(unchecked: Start) -> None:
+    server = unchecked({"PROBE_HEAL": "runner"})
+    server.check()
+    with server.endless_request("tiny"):
+        [hung] = runner.pids(server)
+        os.kill(hung, signal.SIGSTOP)
+        command = ["docker", "exec", "--tty", server.name, "ollama-probe", "check"]
+        said = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(6)]
+        assert "unhealthy stalled (runner)" in said[-1]  # what would help
+        assert runner.pids(server) == [hung]
+        server.check_until(lambda verdict: "was ended" in verdict.message)
+        assert runner.pids(server) != [hung]

@@ -1,0 +1,108 @@
+"""The probe in the image of today's Ollama, whose runner is llama.cpp's own server.
+
+The server around it is a twin (testbed/twin); tests/e2e/test_contract.py says how far it is one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from probe.report import Reason
+from testbed import runner
+from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.ollama import Ollama, was_asked
+
+Start = Callable[..., Ollama]
+
+ANSWER = {"temperature": 5, "top_k": 0, "top_p": 1, "repeat_penalty": 1}
+"""Options with which a model of random weights does not say one word over and over."""
+
+
+def test_a_required_model_is_loaded_kept_and_proven_until_a_user_comes(
+    unchecked_twin: Start,
+) -> None:
+    server = unchecked_twin({"PROBE_MODEL": "tiny"})
+    server.check_until(was_asked)
+    assert server.expires_in() > 1e9
+    server.check_until(was_asked)
+    [before], [loaded] = runner.pids(server), server.loaded
+    server.generate("tiny", 5, **ANSWER)
+    verdict = server.check_until(lambda verdict: not was_asked(verdict))[-1]
+    assert "tiny:latest gives users tokens" in verdict.message
+    verdicts = [server.check() for _ in range(3)]
+    assert not any(map(was_asked, verdicts))
+    assert "tiny:latest is loaded, not proven since" in verdicts[-1].message
+    assert runner.pids(server) == [before]
+    assert server.loaded[0]["digest"] == loaded["digest"]
+
+
+def test_beside_a_conversation_nothing_is_asked_and_its_next_turn_is_cached(
+    unchecked_twin: Start,
+) -> None:
+    """Not in the free slot either: a new conversation would then take the place of this one."""
+    server = unchecked_twin({"OLLAMA_NUM_PARALLEL": "2"})
+    server.check()
+    conversation = "one two three " * 40
+    options = {"num_predict": 1, **ANSWER}
+    server.request(model="tiny", prompt=conversation, options=options)
+    assert not any(was_asked(server.check()) for _ in range(3))
+    again = server.request(model="tiny", prompt=conversation, options=options)
+    assert again["prompt_eval_cached_count"] > 30
+
+
+def test_a_required_model_with_a_users_context_length_is_kept_and_not_loaded_again(
+    unchecked_twin: Start,
+) -> None:
+    server = unchecked_twin({"PROBE_MODEL": "tiny"})
+    server.check_until(lambda verdict: verdict.reason is Reason.READY)
+    server.request(model="tiny", keep_alive=60, options={"num_ctx": 1024, "num_predict": 1})
+    [before] = runner.pids(server)
+    for _ in range(4):
+        server.check()
+    assert runner.pids(server) == [before]
+    assert server.expires_in() > 1e9  # for ever again, as it is required
+
+
+def test_a_load_that_is_not_listed_yet_is_seen(unchecked_twin: Start) -> None:
+    server = unchecked_twin()
+    server.check()
+    server.begin_load("big")
+    verdicts = server.check_until(lambda verdict: verdict.reason is not Reason.IDLE)
+    assert verdicts[-1].reason is Reason.LOADING
+    verdicts += server.check_until(lambda verdict: verdict.reason is Reason.READY)
+    assert [v for v in verdicts if not v.healthy] == []
+
+
+@pytest.mark.parametrize("required", ["", "vector"])
+def test_a_hang_of_any_model_is_found_while_users_wait(
+    unchecked_twin: Start, required: str
+) -> None:
+    server = unchecked_twin({"PROBE_MODEL": required})
+    server.check_until(lambda verdict: verdict.healthy)
+    others = set(runner.pids(server))
+    with server.endless_request("tiny", options={"num_predict": 1_000_000, **ANSWER}):
+        [hung] = set(runner.pids(server)) - others
+        server.check()
+        os.kill(hung, signal.SIGSTOP)
+        verdict = server.check_until(lambda verdict: verdict.reason is Reason.STALLED)[-1]
+        assert verdict.readings["model"] == "tiny:latest"
+
+
+def test_a_runner_that_was_killed_is_gone_and_nothing_is_asked(unchecked_twin: Start) -> None:
+    server = unchecked_twin()
+    server.generate("tiny")
+    server.check()
+    [pid] = runner.pids(server)
+    os.kill(pid, signal.SIGKILL)
+    deadline = Deadline(LONG_SECONDS)
+    while runner.pids(server):
+        assert not deadline.passed
+        time.sleep(0.02)  # a process says to nobody that it has ended
+    verdicts = [server.check() for _ in range(3)]
+    assert [v for v in verdicts if not v.healthy] == []
+    assert runner.pids(server) == []
