@@ -93,7 +93,7 @@ class Attempts:
     ) -> None:
         self._engine, self._ledger = engine, ledger
         self._healer = Healer(engine, ledger, own_id)
-        self._leases = Leases(engine, Holder.this_process(own_id))
+        self._leases = Leases(engine, Holder.this_process(own_id, engine))
         self._ended, self._degraded = ended, degraded
         self._threads: dict[str, threading.Thread] = {}
 

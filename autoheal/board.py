@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from autoheal.decide import reason_of, spent_since
+from autoheal.decide import has_our_probe, reason_of, spent_since
 from autoheal.engine import Engine, GoneError
 from autoheal.incident import Attempt, Incident, Sighting
 from autoheal.ledger import EVERYBODY, Ledger
@@ -109,7 +109,7 @@ class Board:
             health = _HEALTH.search(row.get("Status", ""))
             mark = (row["State"], health[1] if health else "", *sorted(row["Names"] or ()))
             known = before.get(row["Id"])
-            if known is None or known[0] != mark or parse(known[1].line) is not None:
+            if known is None or known[0] != mark or has_our_probe(known[1]):
                 try:
                     known = mark, self._engine.look(row["Id"])
                 except GoneError:

@@ -31,7 +31,7 @@ _WHERE = {"container_label", "docker_sock", "api_timeout", "state_dir", "ledger"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ANSWER_LOOK_SECONDS = 0.1
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _where(function: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +80,7 @@ def run(**flags: str | None) -> None:
     # A script may need root, and so does ending the processes of others.
     needs_root = settings.post_restart_script or settings.notify_script or stale.can_be_seen()
     if supervisor.own_id is not None and not needs_root:
-        privileges.drop(supervisor.engine_url)
+        privileges.drop(supervisor.engine_url, settings.ledger_path)
     supervisor.run()
 
 
@@ -109,7 +109,13 @@ def status(as_json: bool, **flags: str | None) -> None:
 
 @app.command(short_help="Show past incidents, with every step that was taken.")
 @click.argument("name", required=False)
-@click.option("--last", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "--last",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="How many incidents to show.",
+)
 @_where
 @_json_option
 def history(name: str | None, last: int, as_json: bool, **flags: str | None) -> None:
@@ -118,7 +124,7 @@ def history(name: str | None, last: int, as_json: bool, **flags: str | None) -> 
 
     _, _, ledger = _open(flags)
     entries = ledger.history(name, last)
-    _print(as_json, commands.history(entries), lambda: commands.history_text(entries))
+    _print(as_json, commands.history(entries), lambda: commands.history_text(entries, name))
 
 
 @app.command(short_help="Heal a container now, whatever its health.")
@@ -128,11 +134,12 @@ def history(name: str | None, last: int, as_json: bool, **flags: str | None) -> 
     type=click.Choice([a.value for a in Action if a is not Action.NONE]),
     default="restart",
     show_default=True,
+    help="Which action to take.",
 )
 @_where
 @_json_option
 def heal(name: str, action: str, as_json: bool, **flags: str | None) -> None:
-    """Have `autoheal run` heal a container now; waits for it. A given-up one is taken up again."""
+    """Have `autoheal run` heal a container now, and wait for it, even one that was given up."""
     settings, _, ledger = _open(flags)
     _must_be_alive(settings)
     number = ledger.ask(name, Action(action))
@@ -142,25 +149,35 @@ def heal(name: str, action: str, as_json: bool, **flags: str | None) -> None:
             raise click.ClickException(f"no answer within {HEAL_SECONDS:g} s; see autoheal history")
         time.sleep(_ANSWER_LOOK_SECONDS)
     if answer != "done":
-        raise click.ClickException(f"{name}: {answer}")
+        raise click.ClickException(answer if name in answer else f"{name}: {answer}")
     _print(as_json, {"container": name, "action": action}, lambda: f"{name}: {action} done")
 
 
 @app.command(short_help="Leave containers alone for a while.")
 @click.argument("name", required=False)
 @click.option(
-    "--for", "seconds", type=_Span(), default="1h", show_default=True, help="Such as 30m or 2d."
+    "--for",
+    "seconds",
+    type=_Span(),
+    default="1h",
+    show_default=True,
+    help="How long, such as 30m or 2d.",
 )
 @_where
 def pause(name: str | None, seconds: float, **flags: str | None) -> None:
     """Leave one container alone, or all of them, until a time; then healing goes on by itself."""
-    from autoheal.commands import moment
+    from autoheal.commands import UnknownContainerError, moment, subject_of
     from autoheal.ledger import EVERYBODY
 
-    _, _, ledger = _open(flags)
+    _, engine, ledger = _open(flags)
+    try:
+        subject = EVERYBODY if name is None else subject_of(name, engine, ledger)
+    except UnknownContainerError as error:
+        raise click.ClickException(str(error)) from None
     until = time.time() + seconds
-    ledger.pause(name or EVERYBODY, until)
-    click.echo(f"{name or 'All containers'}: left alone until {moment(until)}")
+    ledger.pause(subject, until)
+    who = "All containers" if name is None else subject
+    click.echo(f"{who}: left alone until {moment(until)}")
 
 
 @app.command(short_help="End a pause.")
@@ -168,11 +185,13 @@ def pause(name: str | None, seconds: float, **flags: str | None) -> None:
 @_where
 def resume(name: str | None, **flags: str | None) -> None:
     """End the pause of one container; without a name, all pauses."""
-    from autoheal.ledger import EVERYBODY
+    from autoheal import commands
 
-    _, _, ledger = _open(flags)
-    was = ledger.resume(name or EVERYBODY)
-    click.echo(f"{name or 'All containers'}: {'healed again' if was else 'was not paused'}")
+    _, engine, ledger = _open(flags)
+    healed, words = commands.resume(name, engine, ledger)
+    if not healed:
+        raise click.ClickException(words)
+    click.echo(words)
 
 
 @app.command(short_help="Say what stands in the way of healing, and what to do about it.")
@@ -187,9 +206,10 @@ def doctor(as_json: bool, **flags: str | None) -> None:
 
     settings = Settings.from_flags_and_env(flags, os.environ)
     engine, own_id = Engine(settings, os.environ), own_container_id()
-    _become_unprivileged(engine, own_id)
+    _become_unprivileged(engine, own_id, settings)
     findings = []
-    for finding in examine(engine, settings, own_id, heartbeat.problem(settings)):
+    problem = heartbeat.problem(settings)
+    for finding in examine(engine, settings, own_id, problem, os.environ):
         findings.append(finding)
         if not as_json:
             colour = {"ok": "green", "warning": "yellow", "problem": "red"}[finding.level]
@@ -203,11 +223,22 @@ def doctor(as_json: bool, **flags: str | None) -> None:
 
 @app.command(short_help="Break a container on purpose, and watch it being healed.")
 @click.argument("name")
-@click.option("--fault", type=click.Choice(list(FAULTS)), default="freeze", show_default=True)
 @click.option(
-    "--for", "seconds", type=_Span(), default="10m", show_default=True, help="The longest to watch."
+    "--fault",
+    type=click.Choice(list(FAULTS)),
+    default="freeze",
+    show_default=True,
+    help="What to break. " + " ".join(f"{fault}: {words}." for fault, words in FAULTS.items()),
 )
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option(
+    "--for",
+    "seconds",
+    type=_Span(),
+    default="10m",
+    show_default=True,
+    help="Maximum time to watch.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_where
 @_json_option
 def drill(
@@ -222,7 +253,7 @@ def drill(
     settings, engine, ledger = _open(flags)
     _must_be_alive(settings)
     if ledger.paused_until(name, time.time()) is not None:
-        raise click.ClickException(f"nobody would heal it: {name} is paused (autoheal resume)")
+        raise click.ClickException(f"{name} is paused: end that first (autoheal resume)")
     if not yes:
         if not sys.stdin.isatty():
             raise click.ClickException(f"drill breaks {name} on purpose; say --yes if you mean it")
@@ -260,23 +291,23 @@ def _open(flags: Mapping[str, str | None]) -> tuple[Settings, Engine, Ledger]:
 
     settings = Settings.from_flags_and_env(flags, os.environ)
     engine = Engine(settings, os.environ)
-    _become_unprivileged(engine, own_container_id())
+    _become_unprivileged(engine, own_container_id(), settings)
     try:
         ledger = Ledger(settings.ledger_path, settings.state_dir, guest=True)
     except LedgerError as error:
         raise click.ClickException(
-            f"{error}; run this command where autoheal runs (docker exec autoheal autoheal ...), "
-            "or name its ledger in AUTOHEAL_LEDGER"
+            f"{error}; run this command where autoheal runs (docker compose exec autoheal "
+            "autoheal ...), or name its ledger in AUTOHEAL_LEDGER"
         ) from None
     return settings, engine, ledger
 
 
-def _become_unprivileged(engine: Engine, own_id: str | None) -> None:
+def _become_unprivileged(engine: Engine, own_id: str | None, settings: Settings) -> None:
     """In a container, become who `autoheal run` is there: the ledger is that user's."""
     from autoheal import privileges
 
     if own_id is not None:
-        privileges.drop(engine.url)
+        privileges.drop(engine.url, settings.ledger_path)
 
 
 def _must_be_alive(settings: Settings) -> None:
@@ -284,7 +315,9 @@ def _must_be_alive(settings: Settings) -> None:
 
     problem = heartbeat.problem(settings)
     if problem is not None:
-        raise click.ClickException(f"nobody would heal it: {problem}")
+        if os.path.exists(heartbeat.path(settings)):
+            raise click.ClickException(f"autoheal cannot heal now: {problem}")
+        raise click.ClickException(f"{problem}; run this where autoheal runs")
 
 
 def _ask_engine(ask: Callable[[], Any]) -> Any:

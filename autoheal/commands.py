@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from autoheal.board import Board
-from autoheal.engine import Engine
-from autoheal.ledger import Entry, Ledger
+from autoheal.engine import Engine, EngineError, GoneError
+from autoheal.incident import SWARM_SERVICE_NAME
+from autoheal.ledger import EVERYBODY, Entry, Ledger
 from autoheal.settings import Settings
 
 _COLOURS = {"healthy": "green", "unhealthy": "red", "starting": "yellow"}
@@ -51,6 +53,60 @@ def status_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(["CONTAINER", "HEALTH", "REASON", "LAST ACTION", "ATTEMPTS LEFT"], cells)
 
 
+class UnknownContainerError(Exception):
+    """There is no such container; its text is the whole message for the user."""
+
+
+def subject_of(name: str, engine: Engine, ledger: Ledger) -> str:
+    """What the ledger calls a container or Swarm service that a user names.
+
+    A name on record is taken as it is: its container may be between two steps of a recreate.
+    So is any name while the engine does not answer, because a pause must not depend on it.
+
+    Args:
+        name: a container's name or id, or the name of a Swarm service.
+        engine: asked for names that are not on record.
+        ledger: the supervisor's.
+
+    Raises:
+        UnknownContainerError: where neither the ledger nor the engine knows the name.
+    """
+    if ledger.knows(name):
+        return name
+    try:
+        return engine.look(name).subject
+    except GoneError:
+        pass
+    except EngineError:
+        return name
+    try:
+        services = {(row["Labels"] or {}).get(SWARM_SERVICE_NAME) for row in engine.containers()}
+    except EngineError:
+        return name
+    if name not in services:
+        raise UnknownContainerError(f"no such container: {name}; see `autoheal status`")
+    return name
+
+
+def resume(name: str | None, engine: Engine, ledger: Ledger) -> tuple[bool, str]:
+    """End the pause of one container; without a name, all pauses.
+
+    Returns:
+        Whether containers that were named are healed now, and a line for the user.
+    """
+    if name is None:
+        ended = ledger.resume(EVERYBODY)
+        return True, "All containers: healing resumed" if ended else "Nothing was paused"
+    was = ledger.resume(name)
+    if not was:
+        with suppress(UnknownContainerError):
+            name = subject_of(name, engine, ledger)
+            was = ledger.resume(name)
+    if ledger.paused_until(name, time.time()) is not None:
+        return False, f"{name} is still paused: all containers are paused (run autoheal resume)"
+    return True, f"{name}: healing resumed" if was else f"{name} was not paused"
+
+
 def history(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Past and present incidents, newest first, with their attempts and steps."""
     rows = []
@@ -68,10 +124,10 @@ def history(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def history_text(entries: Sequence[Entry]) -> str:
-    """`history` for a person."""
+def history_text(entries: Sequence[Entry], name: str | None = None) -> str:
+    """`history` for a person, of one container or of all."""
     if not entries:
-        return "Nothing has happened yet."
+        return f"No incidents recorded for {name}." if name else "No incidents recorded."
     lines = []
     for entry in entries:
         end = "open" if entry.closed is None else f"{entry.outcome} {moment(entry.closed)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 from zlib import crc32
 
-from autoheal.incident import Action, Attempt, Health, Incident, Sighting
+from autoheal.incident import Action, Attempt, Check, Health, Incident, Sighting, seconds_of
 from autoheal.settings import Policy
 from probe.report import Remedy, parse
 
@@ -15,6 +17,25 @@ LONGEST_BACKOFF_SECONDS = 600.0
 
 JITTER = 0.25
 """By up to this share each wait is longer, so that what failed together is not tried together."""
+
+PROBE_COMMAND = "ollama-probe"
+"""A HEALTHCHECK whose command names it runs our probe."""
+
+TIMEOUTS_IN_A_ROW = 3
+"""So many checks that Docker had to end show a fault, where our probe ends in time by itself."""
+
+RECHECK_SECONDS = 10.0
+"""How soon a container is inspected again whose last check has proven nothing."""
+
+_TIMEOUT = re.compile(r"Health check exceeded timeout \([^)]*\)(?!: healthy )")
+"""Docker's words; not those before a verdict that came too late and says healthy."""
+
+_CANNOT_RUN = re.compile(
+    "not found|no such file|permission denied|exec format error|OCI runtime exec failed"
+    "|unable to start container process",
+    re.IGNORECASE,
+)
+_SHELL_CANNOT_RUN = (126, 127)
 
 
 class Verb(StrEnum):
@@ -33,7 +54,7 @@ class Decision:
     """What to do, and why in words.
 
     Attributes:
-        verb: ignore it, tell (write it down and leave it alone), ask for a person, wait, give
+        verb: ignore it, tell (write it down and leave it alone), ask for an operator, wait, give
             up, or act.
         why: for the log and for people.
         until: for WAIT, when to look again, in seconds of the wall clock.
@@ -82,9 +103,14 @@ def decide(
     elif sighting.health is Health.UNHEALTHY:
         why = reason_of(sighting)
         verdict = parse(sighting.line)
-        if verdict is not None and not verdict.healthy:
+        if verdict is None or verdict.healthy:
+            if has_our_probe(sighting) and (unproven := _unproven(sighting, why, now)):
+                return unproven
+        else:
             if verdict.remedy is Remedy.OPERATOR:
-                return Decision(Verb.ASK, f"{why}; no restart would help, a person is needed")
+                return Decision(
+                    Verb.ASK, f"{why}; a restart would not help, this needs an operator"
+                )
             if verdict.remedy is Remedy.NONE:
                 return Decision(Verb.TELL, f"{why}; it needs time, not a restart")
     elif sighting.complaint and sighting.health is not Health.STARTING:
@@ -92,10 +118,64 @@ def decide(
     else:
         return Decision(Verb.IGNORE, f"its health is {sighting.health}")
     if policy.action is Action.NONE:
-        return Decision(Verb.ASK, f"{why}; autoheal.action=none leaves it to a person")
+        return Decision(Verb.ASK, f"{why}; autoheal.action=none leaves it to an operator")
     if incident.given_up:
-        return Decision(Verb.TELL, f"{why}; given up until it has been well")
+        return Decision(Verb.TELL, f"{why}; given up until it is healthy again")
     return _next_step(sighting, incident, policy, now, why, paused_until)
+
+
+def has_our_probe(sighting: Sighting) -> bool:
+    """Whether its health check is our probe: its command says so, or a line that it printed."""
+    outputs = (sighting.line, *(check.output for check in sighting.checks))
+    return PROBE_COMMAND in " ".join(sighting.test) or any(map(parse, outputs))
+
+
+def _unproven(sighting: Sighting, why: str, now: float) -> Decision | None:
+    """What to do where the last output of our probe's check is no verdict against the server.
+
+    Such output proves nothing: the probe may be missing from the image, or was killed. Only
+    timeouts in a row are acted on, because a check that hangs can mean a container that does.
+
+    Returns:
+        None where there were enough of them.
+    """
+    started = seconds_of(sighting.started_at)
+    recent = [check for check in sighting.checks if check.at >= started][-TIMEOUTS_IN_A_ROW:]
+    timeouts = _timeouts_at_the_end(recent)
+    if timeouts == TIMEOUTS_IN_A_ROW:
+        return None
+    if recent and not timeouts and _cannot_run(recent[-1]):
+        return Decision(Verb.ASK, f"{why}; the health check cannot be run, which needs an operator")
+    if len(recent) == TIMEOUTS_IN_A_ROW and all(map(_is_useless, recent)):
+        words = "the health check gives no verdict, which needs an operator"
+        return Decision(Verb.ASK, f"{why}; {words}")
+    what = f"timeout {timeouts} of {TIMEOUTS_IN_A_ROW}" if timeouts else "no verdict"
+    return Decision(
+        Verb.WAIT,
+        f"{why} ({what}), which proves nothing yet; inspected again in {RECHECK_SECONDS:g} s",
+        now + RECHECK_SECONDS,
+    )
+
+
+def _timeouts_at_the_end(checks: Sequence[Check]) -> int:
+    """How many of the last checks ended by Docker's timeout, without one that did not."""
+    count = 0
+    for check in reversed(checks):
+        if check.exit_code != -1 or _TIMEOUT.match(check.output) is None:
+            break
+        count += 1
+    return count
+
+
+def _cannot_run(check: Check) -> bool:
+    """Whether the check's program could not be run at all."""
+    return check.exit_code in _SHELL_CANNOT_RUN or bool(_CANNOT_RUN.search(check.output))
+
+
+def _is_useless(check: Check) -> bool:
+    """Whether the check failed without a verdict that says why."""
+    verdict = parse(check.output)
+    return check.exit_code != 0 and (verdict is None or verdict.healthy)
 
 
 def _next_step(
@@ -239,7 +319,7 @@ def _impossible(sighting: Sighting) -> str:
     if sighting.is_swarm_task:
         return "Swarm owns its tasks, and only a redeploy goes through Swarm"
     if sighting.auto_remove:
-        return "it goes away when it stops (--rm), so it cannot be made again"
+        return "it is removed when it stops (--rm), so it cannot be recreated"
     return "it belongs to no Compose service"
 
 

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from autoheal.decide import PROBE_COMMAND
 from autoheal.engine import Engine, EngineError, ForbiddenError
+from autoheal.followers import GROUP
 from autoheal.ledger import Ledger, LedgerError
-from autoheal.settings import MEMORY, Settings, policy
+from autoheal.recipe import Recipe
+from autoheal.settings import KNOBS, MEMORY, POLICY_KNOBS, Settings, policy
+from probe.generations import describe, is_known
+from probe.gpus import NEVER_USED
+from probe.setting_names import nearest, retired_names, unknown_names
+from probe.settings import KNOBS as PROBE_KNOBS
+from probe.settings import SERVE_KNOBS
 
 OLDEST_API = (1, 41)
 
+_LABELS = "autoheal."
+
 _NOBODY = "autoheal-doctor-asks-for-nobody"
-_PROBE_OF_OURS = "ollama-probe"
+_NO_LEASE = "autoheal-lease-doctor-asks-for-nobody"
+_NO_VOLUME = "/"
+"""No volume can have this name, so that none is made."""
+_NO_IMAGE = "sha256:" + 64 * "0"
+"""No image can have this id, so that no container is made."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,11 @@ class Finding:
 
 
 def examine(
-    engine: Engine, settings: Settings, own_id: str | None, heartbeat: str | None
+    engine: Engine,
+    settings: Settings,
+    own_id: str | None,
+    heartbeat: str | None,
+    env: Mapping[str, str],
 ) -> Iterator[Finding]:
     """Look at everything; yields findings as they come.
 
@@ -43,17 +62,17 @@ def examine(
         settings: as `autoheal run` would have them here.
         own_id: the container that this runs in, if it does.
         heartbeat: why the supervisor is not well; None when it is.
+        env: the environment of autoheal.
     """
     if heartbeat is None:
         yield Finding("ok", "autoheal run is alive here")
     else:
         yield Finding("warning", heartbeat, "start it here, or run this command where it runs")
+    yield from _unknown("", "a setting of autoheal", unknown_names("AUTOHEAL_", KNOBS, env))
     try:
         info = engine.info()
     except EngineError as error:
-        mount = "-v /var/run/docker.sock:/var/run/docker.sock"
-        advice = f"mount the socket ({mount}), or set DOCKER_HOST"
-        yield Finding("problem", str(error), advice)
+        yield Finding("problem", str(error), _where_the_engine_is(settings, env))
         return
     version = tuple(int(part) for part in info["ApiVersion"].split("."))
     words = f"Docker Engine {info['Version']}, API {info['ApiVersion']}, at {engine.url}"
@@ -66,12 +85,34 @@ def examine(
     yield from _containers(engine, settings, info)
 
 
+def _where_the_engine_is(settings: Settings, env: Mapping[str, str]) -> str:
+    """What to do where no engine answers."""
+    if settings.docker_sock is None and env.get("DOCKER_HOST"):
+        return f"check DOCKER_HOST={env['DOCKER_HOST']}"
+    mount = "-v /var/run/docker.sock:/var/run/docker.sock"
+    return f"mount the socket ({mount}), or set DOCKER_HOST"
+
+
 def _calls(engine: Engine) -> Iterator[Finding]:
-    """Whether a proxy lets through what healing needs; each call is about nobody."""
-    calls: dict[str, Callable[[], None]] = {
-        "restart containers": lambda: engine.restart(_NOBODY, 0),
-        "make containers anew": lambda: engine.rename(_NOBODY, _NOBODY),
-        "take leases (volumes)": lambda: engine.unclaim(_NOBODY),
+    """Whether a proxy lets through what healing needs.
+
+    No call changes anything: each is about a container, network or volume that does not exist,
+    creates a container from an image that cannot exist, or a volume with a name that is refused.
+    """
+    calls: dict[str, Callable[[], object]] = {
+        "GET /events": lambda: engine.events(""),
+        "GET /images/NAME/json": lambda: engine.image_of(_NOBODY),
+        "POST /containers/ID/restart": lambda: engine.restart(_NOBODY, 0),
+        "POST /containers/ID/stop": lambda: engine.stop(_NOBODY, 0),
+        "POST /containers/ID/start": lambda: engine.start(_NOBODY),
+        "POST /containers/ID/wait": lambda: engine.ends_within(_NOBODY, 1),
+        "POST /containers/ID/rename": lambda: engine.rename(_NOBODY, _NOBODY),
+        "POST /containers/create": lambda: engine.create(_NOBODY, Recipe({"Image": _NO_IMAGE}, ())),
+        "POST /networks/ID/connect": lambda: engine.connect(_NOBODY, _NOBODY, {}),
+        "DELETE /containers/ID": lambda: engine.remove(_NOBODY),
+        "GET /volumes": lambda: engine.claims(_NO_LEASE),
+        "POST /volumes/create": lambda: engine.claim(_NO_VOLUME, {}),
+        "DELETE /volumes/autoheal-lease-*": lambda: engine.unclaim(_NO_LEASE),
     }
     refused = []
     for what, call in calls.items():
@@ -80,15 +121,16 @@ def _calls(engine: Engine) -> Iterator[Finding]:
         except ForbiddenError:
             refused.append(what)
         except EngineError:
-            pass  # as it should be: there is no such container
+            pass  # as it should be: there is nothing of that name
     if refused:
         yield Finding(
             "problem",
-            f"the engine, or a proxy in front of it, does not let autoheal {', '.join(refused)}",
+            f"the engine, or a proxy in front of it, refuses {', '.join(refused)}",
             "allow the calls of docs/security.md",
         )
     else:
-        yield Finding("ok", "every call that healing needs is allowed")
+        words = "every call that healing needs is allowed (calls to Swarm were not tried)"
+        yield Finding("ok", words)
 
 
 def _ledger(settings: Settings, own_id: str | None) -> Iterator[Finding]:
@@ -128,12 +170,14 @@ def _containers(engine: Engine, settings: Settings, info: Mapping[str, Any]) -> 
         if found is None:
             continue
         name = found["Name"].lstrip("/")
-        rules = policy(found["Config"].get("Labels") or {}, settings)
+        labels = found["Config"].get("Labels") or {}
+        rules = policy(labels, settings)
         if not rules.watched:
             continue
         watched += 1
         yield from (Finding("problem", f"{name}: {one}") for one in rules.problems)
-        yield from _container(name, found, starts.get(name), info)
+        yield from _unknown(f"{name}: ", "a label of autoheal", _unknown_labels(labels, settings))
+        yield from _container(name, found, starts.get(name), info, engine)
     if watched:
         noun = "container is" if watched == 1 else "containers are"
         yield Finding("ok", f"{watched} {noun} watched")
@@ -145,20 +189,24 @@ def _containers(engine: Engine, settings: Settings, info: Mapping[str, Any]) -> 
         if "-autoheal-old-" in name or "-autoheal-new-" in name:
             yield Finding(
                 "warning",
-                f"{name} was left over from making a container anew",
-                "if the container it stands for is well, remove it: docker rm " + name,
+                f"{name} is left over from recreating a container",
+                "if the container that it stands for is healthy, remove it: docker rm " + name,
             )
 
 
 def _container(
-    name: str, found: dict[str, Any], longest_start: float | None, info: Mapping[str, Any]
+    name: str,
+    found: dict[str, Any],
+    longest_start: float | None,
+    info: Mapping[str, Any],
+    engine: Engine,
 ) -> Iterator[Finding]:
     config, host = found["Config"], found["HostConfig"]
     check = config.get("Healthcheck") or {}
     if (check.get("Test") or ["NONE"])[0] == "NONE":
         yield Finding(
             "problem",
-            f"{name} is labelled, but has no HEALTHCHECK: nobody would know that it is sick",
+            f"{name} is labelled, but has no HEALTHCHECK: its failures cannot be detected",
             "give it one (healthcheck: in Compose), or the image of Dockerfile.ollama",
         )
         return
@@ -174,15 +222,73 @@ def _container(
     if host.get("AutoRemove"):
         yield Finding(
             "warning",
-            f"{name} goes away when it stops (--rm), so it can be restarted but not made anew",
+            f"{name} is removed when it stops (--rm), so it can be restarted but not recreated",
             "start it without --rm",
         )
-    if _PROBE_OF_OURS in " ".join(check["Test"]):
-        yield from _gpu(name, found, info)
+    if PROBE_COMMAND in " ".join(check["Test"]):
+        env = dict(word.partition("=")[::2] for word in config.get("Env") or ())
+        yield from _probe_settings(name, env)
+        if found["State"]["Running"]:
+            yield from _server(name, found["Id"], check["Test"], engine)
+        yield from _gpu(name, found, env, info)
 
 
-def _gpu(name: str, found: dict[str, Any], info: Mapping[str, Any]) -> Iterator[Finding]:
-    env = dict(word.partition("=")[::2] for word in found["Config"].get("Env") or ())
+def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
+    unknown = unknown_names("PROBE_", (*PROBE_KNOBS, *SERVE_KNOBS), env)
+    yield from _unknown(f"{name}: ", "a setting of the probe", unknown)
+    for variable, instead in retired_names(env):
+        yield Finding("warning", f"{name}: {variable} is no longer used", instead)
+
+
+def _server(name: str, container: str, test: list[str], engine: Engine) -> Iterator[Finding]:
+    """The Ollama that a container runs, as its own probe sees it; asks no model for anything."""
+    probe = next(
+        (word for word in " ".join(test).split() if word.endswith(PROBE_COMMAND)), PROBE_COMMAND
+    )
+    try:
+        _, output = engine.run_in(container, [probe, "status", "--format", "json"])
+        seen = json.loads(output)
+        version, readings = seen["server"]["version"], seen["readings"]
+    except (EngineError, ValueError, LookupError, TypeError):
+        version, readings = "", {}
+    if not version:
+        yield Finding("ok", f"{name}: which Ollama it runs could not be asked")
+    elif is_known(version):
+        yield Finding("ok", f"{name}: {describe(version)}")
+    else:
+        yield Finding(
+            "warning",
+            f"{name}: {describe(version)}",
+            "compare `ollama-probe status` in it with what you know, and report what is wrong",
+        )
+    if readings.get("gpu") == NEVER_USED:
+        yield Finding(
+            "warning",
+            f"{name} has a GPU, and no model has been in its VRAM yet",
+            "set PROBE_GPU=required where it has to be used, or a model on the CPU is no fault",
+        )
+
+
+def _unknown_labels(labels: Mapping[str, str], settings: Settings) -> list[tuple[str, str | None]]:
+    known = [GROUP, *(knob.label for knob in POLICY_KNOBS)]
+    names = [name for name in labels if name.startswith(_LABELS)]
+    return [
+        (name, nearest(name, known, _LABELS))
+        for name in names
+        if name not in (*known, settings.container_label)
+    ]
+
+
+def _unknown(where: str, what: str, names: Iterable[tuple[str, str | None]]) -> Iterator[Finding]:
+    """Findings for names that look like ours and are not; each with the nearest real one."""
+    for name, near in names:
+        advice = f"did you mean {near}?" if near else "see docs/configuration.md"
+        yield Finding("warning", f"{where}{name} is not {what}", advice)
+
+
+def _gpu(
+    name: str, found: dict[str, Any], env: Mapping[str, str], info: Mapping[str, Any]
+) -> Iterator[Finding]:
     host = found["HostConfig"]
     asks = bool(host.get("DeviceRequests")) or host.get("Runtime") == "nvidia"
     has_runtime = "nvidia" in (info.get("Runtimes") or {})

@@ -21,7 +21,8 @@ LOOK_SECONDS = 0.1
 _SIGNAL_RUNNERS = """
 found=1
 for p in /proc/[0-9]*; do
-    if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^[^ ]*ollama[^ ]* runner'; then
+    if tr '\\0' ' ' <$p/cmdline 2>/dev/null |
+        grep -qE '^[^ ]*(ollama[^ ]* runner|llama-server --model)'; then
         kill -%s ${p#/proc/} && found=0
     fi
 done
@@ -61,7 +62,10 @@ def drill(
     Raises:
         EngineError: when the engine refuses, or the container is gone for good.
     """
-    before = engine.look(name)
+    try:
+        before = engine.look(name)
+    except GoneError:
+        raise EngineError(f"no such container: {name}") from None
     if before.state != "running" or before.health is not Health.HEALTHY:
         raise EngineError(
             f"{name} is {before.state} and {before.health}: a drill begins with a healthy one"

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 import docker
 import requests
 from docker.tls import TLSConfig
+from docker.utils import parse_host
 
-from autoheal.incident import STACK, Health, Sighting
+from autoheal.incident import STACK, Check, Health, Sighting, seconds_of
 from autoheal.recipe import NAMESPACES, Inspection, Recipe
 from autoheal.settings import Settings
+from probe.knobs import SettingError
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 CERTIFICATES = "/certs"
@@ -243,13 +245,17 @@ class Engine:
         )
         try:
             for network, endpoint in recipe.networks:
-                self._call(
-                    f"connecting {name} to {network}", partial(_connect, made, network, endpoint)
-                )
+                self.connect(made, network, endpoint)
         except EngineError:
             self.remove(made)
             raise
         return str(made)
+
+    def connect(self, container: str, network: str, endpoint: dict[str, Any]) -> None:
+        """Connect it to a network, with these endpoint settings."""
+        self._call(
+            f"connecting {container} to {network}", partial(_connect, container, network, endpoint)
+        )
 
     def ends_within(self, container: str, seconds: float) -> bool:
         """Wait so long; whether it has stopped by then."""
@@ -369,17 +375,33 @@ class Engine:
 
 
 def _address(settings: Settings, env: Mapping[str, str]) -> tuple[str, str, bool]:
-    """The engine's URL, the directory of certificates (empty: none), and whose names they have."""
+    """The engine's URL, the directory of certificates (empty: none), and whose names they have.
+
+    Raises:
+        SettingError: where no engine can be meant by it.
+    """
     sock = settings.docker_sock
     if sock is not None:
+        _must_be_an_address("DOCKER_SOCK", sock.replace("tcps://", "https://"), sock)
         if sock.startswith(("tcps://", "https://")):
             return f"https://{urlsplit(sock).netloc}", CERTIFICATES, False
         return sock, "", False
     host = env.get("DOCKER_HOST") or DEFAULT_SOCKET
+    _must_be_an_address("DOCKER_HOST", host, host)
     if env.get("DOCKER_TLS_VERIFY"):
         home = os.path.expanduser("~/.docker")
         return host.replace("tcp://", "https://"), env.get("DOCKER_CERT_PATH") or home, True
     return host, "", False
+
+
+def _must_be_an_address(variable: str, address: str, text: str) -> None:
+    """Raises `SettingError` for an address that docker-py would refuse at each call."""
+    with suppress(docker.errors.DockerException, ValueError):
+        if not str(parse_host(address)).startswith("ssh:"):  # that needs another package
+            return
+    raise SettingError(
+        f"{variable}={text!r}: must be unix:///path, tcp://host:port or https://host:port"
+    )
 
 
 def _sighting(attributes: dict[str, Any]) -> Sighting:
@@ -390,12 +412,18 @@ def _sighting(attributes: dict[str, Any]) -> Sighting:
         status = Health(health.get("Status") or "none")
     except ValueError:
         status = Health.NONE
+    healthcheck = attributes["Config"].get("Healthcheck") or {}
     return Sighting(
         id=attributes["Id"],
         name=attributes["Name"].lstrip("/"),
         state=state["Status"],
         health=status,
         line=log[-1].get("Output", "") if log else "",
+        test=tuple(healthcheck.get("Test") or ()),
+        checks=tuple(
+            Check(seconds_of(one.get("Start", "")), one.get("ExitCode", 0), one.get("Output", ""))
+            for one in log
+        ),
         started_at=state.get("StartedAt", ""),
         finished_at=state.get("FinishedAt", ""),
         labels=attributes["Config"].get("Labels") or {},
@@ -441,4 +469,6 @@ def _explain(error: Exception, url: str) -> str:
         return f"there is no Docker engine at {url}: is it running, is its socket mounted?"
     if "Connection refused" in text:
         return f"nothing listens at {url}: is the Docker engine running?"
+    if "Failed to resolve" in text:
+        return f"cannot resolve {urlsplit(url).hostname}, the host of {url}"
     return f"cannot reach the Docker engine at {url}: {text}"

@@ -7,14 +7,12 @@ step that was begun: forward once the old container was stopped, back before tha
 from __future__ import annotations
 
 import logging
-import re
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 from autoheal import stale
@@ -37,6 +35,7 @@ from autoheal.incident import (
     Action,
     Sighting,
     is_of_compose,
+    seconds_of,
 )
 from autoheal.ledger import Ledger, Operation
 from autoheal.recipe import recipe, sources_of_volumes
@@ -546,12 +545,3 @@ class Healer:
             return None
         stopped = state["Status"] == "exited" and seconds_of(state["FinishedAt"]) >= began - 1
         return str(state["FinishedAt"]) if stopped else None
-
-
-def seconds_of(moment: str) -> float:
-    """A moment as Docker writes it, in seconds of the wall clock; 0 for one that never was."""
-    text = re.sub(r"(\.\d{6})\d+", r"\1", moment)
-    try:
-        return max(datetime.fromisoformat(text).timestamp(), 0.0)
-    except ValueError:
-        return 0.0

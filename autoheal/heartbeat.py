@@ -1,4 +1,4 @@
-"""The sign of life that `autoheal health` reads: a small file, written by the deciding thread."""
+"""The heartbeat that `autoheal health` reads: a small file, written by the deciding thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def beat(settings: Settings, contact: float | None) -> None:
 
 
 def problem(settings: Settings) -> str | None:
-    """Why autoheal is not well, in one line; None when it is."""
+    """Why autoheal is not healthy, in one line; None when it is."""
     now = time.monotonic()
     try:
         with open(path(settings), encoding="utf-8") as file:
@@ -40,7 +40,7 @@ def problem(settings: Settings) -> str | None:
         contact = signs["contact"]
         silence = None if contact is None else now - float(contact)
     except (OSError, ValueError, LookupError, TypeError):
-        return f"no sign of life in {path(settings)}: `autoheal run` has not started here"
+        return f"autoheal is not running here (no heartbeat in {path(settings)})"
     if age > DEAD_AFTER_SECONDS:
         return f"the deciding thread has been silent for {age:.0f} s"
     if silence is None:

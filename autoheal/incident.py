@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 SWARM_SERVICE_ID = "com.docker.swarm.service.id"
@@ -47,6 +49,21 @@ class News(StrEnum):
 
 
 @dataclass(frozen=True)
+class Check:
+    """One entry of a container's health log.
+
+    Attributes:
+        at: when the check began, in seconds of the wall clock.
+        exit_code: its own, or -1 where Docker ended it or could not run it.
+        output: what it printed, or Docker's words.
+    """
+
+    at: float
+    exit_code: int
+    output: str
+
+
+@dataclass(frozen=True)
 class Sighting:
     """One container at one moment.
 
@@ -56,6 +73,8 @@ class Sighting:
         state: Docker's word: running, paused, restarting, exited, ...
         health: as its HEALTHCHECK says.
         line: the output of its last check.
+        test: the command of its HEALTHCHECK, as Docker has it (`CMD`, ...); empty without one.
+        checks: its health log, oldest first. Docker keeps five, those of earlier starts too.
         started_at: when it last started, as Docker writes it.
         finished_at: when it last stopped, as Docker writes it.
         labels: all of them.
@@ -68,6 +87,8 @@ class Sighting:
     state: str
     health: Health
     line: str = ""
+    test: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
     started_at: str = ""
     finished_at: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +113,15 @@ def is_of_compose(labels: Mapping[str, str]) -> bool:
     """Whether a container is one of a Compose service (and not of `docker compose run`)."""
     needed = {COMPOSE_PROJECT, COMPOSE_SERVICE, COMPOSE_NUMBER}
     return needed <= labels.keys() and labels.get(COMPOSE_ONE_OFF, "").lower() != "true"
+
+
+def seconds_of(moment: str) -> float:
+    """A moment as Docker writes it, in seconds of the wall clock; 0 for one that never was."""
+    text = re.sub(r"(\.\d{6})\d+", r"\1", moment)
+    try:
+        return max(datetime.fromisoformat(text).timestamp(), 0.0)
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True)

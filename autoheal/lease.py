@@ -48,8 +48,15 @@ class Holder:
     started: str
 
     @classmethod
-    def this_process(cls, container: str | None) -> Holder:
-        """The life that calls this."""
+    def this_process(cls, container: str | None, engine: Engine) -> Holder:
+        """The life that calls this.
+
+        A container of another engine, as around Docker in Docker, is left out: this engine does
+        not know it, and would have every supervisor in it taken for dead.
+        """
+        with suppress(EngineError):
+            if container is not None and engine.find(container) is None:
+                container = None
         pid = os.getpid()
         return cls(socket.gethostname(), container or "", _boot(), pid, started(pid) or "")
 

@@ -401,6 +401,16 @@ class Ledger:
         with self._reading() as db:
             return dict(db.execute("SELECT * FROM starts"))
 
+    def knows(self, subject: str) -> bool:
+        """Whether an incident or a start of a subject is on record."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT EXISTS (SELECT 1 FROM incidents WHERE subject = ?1) "
+                "OR EXISTS (SELECT 1 FROM starts WHERE subject = ?1)",
+                (subject,),
+            ).fetchone()
+            return bool(row[0])
+
     def last_attempts(self) -> dict[str, Attempt]:
         """The last attempt at each subject."""
         with self._reading() as db:

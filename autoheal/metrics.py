@@ -21,7 +21,7 @@ from probe.report import Reason
 _BUCKETS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 _UNKNOWN = "other"
-"""The reason of containers whose HEALTHCHECK is not our probe."""
+"""The reason of containers whose HEALTHCHECK is not our probe, or a newer one."""
 
 _READINGS = (
     ("vram_percent", "model_vram_percent", "How much of its first model is in VRAM, in percent"),
@@ -71,9 +71,14 @@ class Metrics:
             registry=registry,
         )
 
-    def opened(self, container: str, reason: Reason | None) -> None:
-        """An incident was opened; its reason, where our probe gave one."""
-        self._incidents.labels(container, reason or _UNKNOWN).inc()
+    def opened(self, container: str, reason: str | None) -> None:
+        """An incident was opened; its reason, where our probe gave one.
+
+        A word that is no reason of ours is not counted by itself: a container could print any
+        number of them, and each would be a time series for as long as autoheal runs.
+        """
+        known = isinstance(reason, Reason)
+        self._incidents.labels(container, reason if known else _UNKNOWN).inc()
 
     def attempted(self, container: str, action: Action, failed: bool) -> None:
         """An attempt is over."""
@@ -145,7 +150,7 @@ def _of(rows: Sequence[Row]) -> Iterator[Metric]:
     )
     yield from gauge(
         "autoheal_incident_given_up",
-        "1 while its incident is given up, and a person is needed",
+        "1 while its incident is given up, and it needs an operator",
         ((label, float(row.incident.given_up)) for label, row in named),
     )
     yield from gauge(

@@ -15,7 +15,7 @@ import requests
 
 from autoheal.incident import News
 from autoheal.settings import Settings
-from probe.settings import SettingError
+from probe.knobs import SettingError
 
 TIMEOUT_SECONDS = 10.0
 SCRIPT_SECONDS = 600.0

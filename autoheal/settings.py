@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from autoheal.incident import Action, News
-from probe.settings import Knob, address, number, one_of, read, seconds
+from probe.knobs import Knob, address, number, one_of, read, seconds
 
 DEFAULT_WEB = ("127.0.0.1", 8787)
 
@@ -164,8 +164,8 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "false",
         _boolean,
         "true or false",
-        "Known from docker-autoheal. A container that somebody stopped or paused is left alone "
-        "with either value.",
+        "Accepted for compatibility; has no effect. A container that somebody stopped or paused "
+        "is left alone with either value.",
     ),
     Knob(
         "docker_sock",
@@ -190,7 +190,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "",
         _web_url,
         "an http:// or https:// address",
-        "Told as JSON, by POST.",
+        "Where notifications are sent as JSON, by POST.",
         secret=True,
     ),
     Knob(
@@ -207,7 +207,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "",
         _web_url,
         "an http:// or https:// address",
-        "An Apprise API server that is told.",
+        "An Apprise API server to which notifications are sent.",
         secret=True,
     ),
     Knob(
@@ -216,7 +216,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "",
         _urls,
         "Apprise's addresses (service://...), separated by spaces or commas",
-        "Whom to tell, by any of the services that Apprise knows.",
+        "Where notifications are sent, by any of the services that Apprise supports.",
         secret=True,
     ),
     Knob(
@@ -225,7 +225,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "",
         _optional(_absolute),
         "a program's absolute path",
-        "Run with the kind of news, the container's name and the text, each time people are told.",
+        "Run for each notification, with the event, the container's name and the text.",
     ),
     Knob(
         "post_restart_script",
@@ -314,7 +314,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "120",
         _interval,
         _interval_allowed,
-        "How often a container's use of CPU, memory and disk is looked at, where one of the "
+        "How often a container's use of CPU, memory and disk is measured, where one of the "
         "limits below is set.",
     ),
     Knob(
@@ -323,7 +323,7 @@ PROCESS_KNOBS: tuple[Knob, ...] = (
         "3",
         _whole,
         _number_allowed,
-        "So many of those looks in a row must find a container over a limit.",
+        "How many of those measurements in a row must be over a limit before that is a fault.",
     ),
     Knob(
         "max_cpu_percent",
@@ -409,8 +409,8 @@ POLICY_KNOBS: tuple[PolicyKnob, ...] = (
         "ladder",
         _action,
         "one of ladder, restart, recreate, redeploy, stop, none",
-        "What is done: one action after the other (ladder), the same each time, or nothing but "
-        "telling (none).",
+        "What is done: one action after the other (ladder), the same each time, or only a "
+        "notification (none).",
         label="autoheal.action",
     ),
     PolicyKnob(
@@ -474,8 +474,8 @@ POLICY_KNOBS: tuple[PolicyKnob, ...] = (
         "0",
         _stop,
         _stop_allowed,
-        "The wait before the first attempt, so that a load balancer can look away. It is left "
-        "alone if it gets well meanwhile.",
+        "Delay before the first attempt, so that a load balancer can drain it. It is left alone "
+        "if it becomes healthy meanwhile.",
         label="autoheal.delay",
     ),
     PolicyKnob(
@@ -493,7 +493,7 @@ POLICY_KNOBS: tuple[PolicyKnob, ...] = (
         "all",
         _news,
         "all, none, or a list of healed, failed, given_up, operator and degraded",
-        "Of what people are told.",
+        "Which events send a notification.",
         label="autoheal.notify",
     ),
     PolicyKnob(

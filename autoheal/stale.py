@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from probe import gpu
+from probe import nvml
 from probe.processes import all_visible, containers_of, started
 
 NVML_SECONDS = 3.0
@@ -26,7 +26,7 @@ Holder = tuple[int, str]
 
 def can_be_seen(proc: str = "/proc") -> bool:
     """Whether the host's PID namespace and NVML are given."""
-    return all_visible(proc) and gpu.has_driver_library(os.environ)
+    return all_visible(proc) and nvml.has_driver_library(os.environ)
 
 
 def holders(container: str, proc: str = "/proc") -> list[Holder] | None:
@@ -82,7 +82,7 @@ def _end(pid: int, begun: str | None, proc: str) -> str:
 def _holding_vram() -> frozenset[int] | None:
     """Process ids that NVML names; None when it does not answer. On a sick driver it may hang."""
     found: list[frozenset[int] | None] = []
-    thread = threading.Thread(target=lambda: found.append(gpu.processes()), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(nvml.processes()), daemon=True)
     thread.start()
     thread.join(NVML_SECONDS)
     return found[0] if found else None

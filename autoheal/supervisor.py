@@ -19,8 +19,7 @@ from autoheal.attempts import Attempts, Done, Turn
 from autoheal.board import Board
 from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, possible
 from autoheal.engine import Engine, EngineError, GoneError
-from autoheal.heal import seconds_of
-from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting
+from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting, seconds_of
 from autoheal.ledger import Ledger, Request
 from autoheal.limits import Limits
 from autoheal.metrics import Metrics
@@ -251,7 +250,7 @@ class Supervisor:
         self._incidents[sighting.subject] = self._ledger.save(incident)
         self._later.pop(sighting.subject, None)
         self.metrics.gave_up(sighting.subject)
-        text = f"given up, a person is needed: {why}"
+        text = f"given up, needs an operator: {why}"
         _log.error("%s: %s", sighting.name, text)
         self._tell(News.GIVEN_UP, sighting.name, text, rules)
 
@@ -445,7 +444,7 @@ class Supervisor:
         try:
             sighting = self._engine.look(request.subject)
         except GoneError:
-            self._ledger.answer(request.id, f"there is no container {request.subject}")
+            self._ledger.answer(request.id, f"no such container: {request.subject}")
             return
         except EngineError as error:
             self._ledger.answer(request.id, str(error))

@@ -22,7 +22,7 @@ from autoheal.engine import Engine, EngineError, Usage
 from autoheal.ledger import EVERYBODY, Ledger
 from autoheal.settings import Settings
 from probe.devices import read_all
-from probe.gpu import GpuFault, GpuReading
+from probe.gpu_reading import GpuFault, GpuReading
 from probe.processes import all_visible, containers_of, pid_inside
 
 IDLE_SECONDS = 30.0

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from probe.settings import SettingError
+from probe.knobs import SettingError
 
 MOST_CONNECTIONS = 512
 

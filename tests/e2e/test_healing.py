@@ -22,142 +22,140 @@ from autoheal.engine import Engine
 from autoheal.lease import Holder, Leases
 from autoheal.settings import Settings
 from probe.processes import started
-from tests.e2e.conftest import (
-    AUTOHEAL,
-    MILLISECOND,
-    ROOT,
-    SECOND,
-    Autoheal,
-    Hook,
-    Patient,
-    fall_sick,
-)
-from tests.nvml import HEALTHY, Nvml
+from testbed.autoheal import PROMPT, WATCHING, Autoheal
+from testbed.containers import AUTOHEAL, ROOT, Workload, healthcheck
+from testbed.deadlines import Deadline, scaled
+from testbed.nvml import HEALTHY, Nvml, needs_host_pids
+from testbed.runs import LABELS
+from testbed.webhook import Webhook
 
 Start = Callable[..., Autoheal]
-Patients = Callable[..., Patient]
-WATCHING = "watching the Docker engine"
-PROMPT = {"AUTOHEAL_BACKOFF": "1", "AUTOHEAL_SETTLE": "2", "AUTOHEAL_INTERVAL": "1"}
+Workloads = Callable[..., Workload]
 
 
-class Cure:
-    """A container that is well while a file of this machine's is there, whatever is done to it."""
+class HealthFile:
+    """A container is healthy while a file of this machine's is there, whatever is done to it."""
 
     def __init__(self, directory: Path) -> None:
-        self.file = directory / "cure" / "well"
+        self.file = directory / "health" / "file"
         self.file.parent.mkdir()
         self.file.touch()
 
     @property
     def options(self) -> dict[str, Any]:
-        check = {"test": ["CMD-SHELL", "test -e /cure/well"], "interval": SECOND // 4}
         return {
-            "volumes": {str(self.file.parent): {"bind": "/cure", "mode": "ro"}},
-            "healthcheck": {**check, "retries": 1, "start_period": MILLISECOND},
+            "volumes": {str(self.file.parent): {"bind": "/health", "mode": "ro"}},
+            "healthcheck": healthcheck("test -e /health/file"),
         }
 
 
 @pytest.fixture
-def cure(tmp_path: Path) -> Cure:
-    return Cure(tmp_path)
+def health_file(tmp_path: Path) -> HealthFile:
+    return HealthFile(tmp_path)
+
+
+class Script:
+    """A script that notes its arguments, as AUTOHEAL_NOTIFY_SCRIPT.
+
+    Attributes:
+        path: of the script.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path, self._file = directory / "notify", directory / "notified"
+        self.path.write_text(
+            f'#!/bin/sh\nprintf "%s|" "$@" >> {self._file}; echo >> {self._file}\n'
+        )
+        self.path.chmod(0o755)
+
+    def received(self, news: str) -> list[list[str]]:
+        """The arguments of each call about this, oldest first."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        return [words for line in lines if (words := line.split("|"))[0] == news]
+
+    def wait(self, news: str) -> list[str]:
+        deadline = Deadline()
+        while not (found := self.received(news)):
+            assert not deadline.passed, news
+            time.sleep(0.05)  # a file that another process writes
+        return found[0]
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Callable[[], list[list[str]]]:
-    """A script that notes what people are told; what it noted so far."""
-    script, file = tmp_path / "tell", tmp_path / "told"
-    script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> {file}; echo >> {file}\n')
-    script.chmod(0o755)
-
-    def read() -> list[list[str]]:
-        return [line.split("|") for line in file.read_text().splitlines()] if file.exists() else []
-
-    return read
+def script(tmp_path: Path) -> Script:
+    return Script(tmp_path)
 
 
-def command(healer: Autoheal, *words: str, fails: bool = False) -> str:
-    """Run `autoheal ...` where this autoheal runs; returns what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "autoheal.cli", *words],
-        env={**os.environ, **healer.env},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode != 0) is fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def wait_told(told: Callable[[], list[list[str]]], news: str, seconds: float = 20) -> list[str]:
-    deadline = time.monotonic() + seconds
-    while not (found := [one for one in told() if one[0] == news]):
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.05)  # a file that another process writes
-    return found[0]
-
-
-def test_what_does_not_help_is_not_done_again_and_at_the_end_one_person_is_told_once(
-    patient: Patients, autoheal: Start, cure: Cure, told: Any, tmp_path: Path
+def test_an_action_that_does_not_help_is_not_repeated_and_giving_up_is_notified_once(
+    workload: Workloads, autoheal: Start, health_file: HealthFile, script: Script
 ) -> None:
-    one = patient(**cure.options)
-    healer = autoheal(AUTOHEAL_NOTIFY_SCRIPT=str(tmp_path / "tell"), **PROMPT)
+    one = workload(**health_file.options)
+    healer = autoheal(AUTOHEAL_NOTIFY_SCRIPT=str(script.path), **PROMPT)
     healer.wait_line(WATCHING)
     before = one.attributes["Id"]
-    cure.file.unlink()
-    healer.wait_line("given up, a person is needed")
+    health_file.file.unlink()
+    healer.wait_line("given up, needs an operator")
     done = [line for line in healer.lines if "(attempt" in line]
     assert [line.split(": ")[1].split(" in ")[0] for line in done] == [
         *("restarted", "restarted", "recreated")
     ]
     times = [
         float(e["at"])
-        for i in json.loads(command(healer, "history", "--json"))
+        for i in json.loads(healer.command("history", "--json"))
         for e in i["attempts"]
     ]
     assert times[1] - times[0] >= 1
     assert times[2] - times[1] >= 2
-    assert wait_told(told, "given_up")[1] == one.name
-    assert "given up" in command(healer, "status")
+    assert script.wait("given_up")[1] == one.name
+    assert "given up" in healer.command("status")
     # by hand
-    cure.file.touch()
+    health_file.file.touch()
     healer.wait_line("the incident is over (?:.recovered.)")
-    assert [news[0] for news in told()].count("given_up") == 1
-    assert "given up" not in command(healer, "status")
-    [row] = json.loads(command(healer, "status", "--json"))
+    assert len(script.received("given_up")) == 1
+    assert "given up" not in healer.command("status")
+    [row] = json.loads(healer.command("status", "--json"))
     assert row["container"] == one.name
     assert row["id"] != before[:12]
 
 
 def test_a_pause_outlives_a_restart_and_ends_by_command(
-    patient: Patients, autoheal: Start, tmp_path: Path
+    workload: Workloads, autoheal: Start, tmp_path: Path
 ) -> None:
-    one, healer = patient(), autoheal(**PROMPT)
+    one, healer = workload(), autoheal(**PROMPT)
     healer.wait_line(WATCHING)
-    said = command(healer, "pause", one.name, "--for", "10m")
+    said = healer.command("pause", one.name, "--for", "10m")
     assert said.startswith(f"{one.name}: left alone until 20")
-    healer.process.kill()
+    healer.kill()
     healer = autoheal(**PROMPT)
     healer.wait_line(WATCHING)
     before = one.started_at
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line("healing is paused|unhealthy, waiting")
-    assert "paused for 10 min" in command(healer, "status")
+    assert "paused for 10 min" in healer.command("status")
     assert one.started_at == before
-    assert command(healer, "resume") == "All containers: healed again\n"
+    assert healer.command("resume") == "All containers: healing resumed\n"
     healer.wait_line("is healthy again")
-    assert command(healer, "resume") == "All containers: was not paused\n"
+    assert healer.command("resume") == "Nothing was paused\n"
 
 
-def test_one_that_gets_well_within_its_delay_is_left_alone(
-    patient: Patients, autoheal: Start, label: str, cure: Cure
+def test_a_pause_of_a_misspelled_name_is_an_error(workload: Workloads, autoheal: Start) -> None:
+    workload()
+    healer = autoheal(**PROMPT)
+    healer.wait_line(WATCHING)
+    said = healer.command("pause", "nobody-there", fails=True)
+    assert said == "autoheal: no such container: nobody-there; see `autoheal status`\n"
+
+
+def test_a_container_that_recovers_within_its_delay_is_left_alone(
+    workload: Workloads, autoheal: Start, label: str, health_file: HealthFile
 ) -> None:
     labels = {label: "true", "autoheal.delay": "4", "autoheal.settle": "1"}
-    one, healer = patient(labels=labels, **cure.options), autoheal()
+    one, healer = workload(labels=labels, **health_file.options), autoheal()
     healer.wait_line(WATCHING)
     before = one.started_at
-    cure.file.unlink()
+    health_file.file.unlink()
     healer.wait_line("unhealthy, waiting")
-    cure.file.touch()
+    health_file.file.touch()
     healer.wait_line("is healthy again; nothing was done")
     healer.wait_line("the incident is over .recovered")
     assert one.started_at == before
@@ -167,37 +165,41 @@ def test_one_that_gets_well_within_its_delay_is_left_alone(
     ("labels", "line"),
     [
         ({"autoheal.dry-run": "true"}, "dry run: this would be a restart"),
-        ({"autoheal.action": "none"}, "autoheal.action=none leaves it to a person"),
+        ({"autoheal.action": "none"}, "autoheal.action=none leaves it to an operator"),
         ({"autoheal.ladder": "redeploy"}, "it belongs to no Compose service"),
     ],
     ids=["dry run", "none", "redeploy of what is not Compose's"],
 )
-def test_labels_that_mean_hands_off(
-    patient: Patients, autoheal: Start, label: str, labels: dict[str, str], line: str
+def test_labels_that_forbid_an_action(
+    workload: Workloads, autoheal: Start, label: str, labels: dict[str, str], line: str
 ) -> None:
-    one, healer = patient(labels={label: "true", **labels}), autoheal(**PROMPT)
+    one, healer = workload(labels={label: "true", **labels}), autoheal(**PROMPT)
     healer.wait_line(WATCHING)
     before = one.started_at
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line(line)
     one.wait_health("unhealthy")
     assert one.started_at == before
     assert not [line for line in healer.lines if "restarting" in line]
 
 
-def test_stop_stops_it_and_it_stays_stopped(patient: Patients, autoheal: Start, label: str) -> None:
-    one = patient(labels={label: "true", "autoheal.action": "stop"})
+def test_stop_stops_it_and_it_stays_stopped(
+    workload: Workloads, autoheal: Start, label: str
+) -> None:
+    one, other = workload(labels={label: "true", "autoheal.action": "stop"}), workload()
     healer = autoheal(**PROMPT)
     healer.wait_line(WATCHING)
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line("stopped in")
+    other.make_unhealthy()
+    healer.wait_line(f"{other.name} is healthy again")  # both have been inspected again
     assert one.attributes["State"]["Status"] == "exited"
 
 
 def test_two_supervisors_on_one_engine_heal_each_incident_once(
-    patient: Patients, autoheal: Start, tmp_path: Path, label: str
+    workload: Workloads, autoheal: Start, tmp_path: Path, label: str
 ) -> None:
-    one = patient(labels={label: "true", "autoheal.action": "restart"})
+    one = workload(labels={label: "true", "autoheal.action": "restart"})
     (tmp_path / "other").mkdir()
     healers = [autoheal(**PROMPT), autoheal(AUTOHEAL_STATE_DIR=str(tmp_path / "other"), **PROMPT)]
     for healer in healers:
@@ -208,7 +210,7 @@ def test_two_supervisors_on_one_engine_heal_each_incident_once(
     )
     for _ in range(3):
         before = one.started_at
-        fall_sick(one)
+        one.make_unhealthy()
         one.wait_restarted(before)
         one.wait_health("healthy")
     for healer in healers:
@@ -221,9 +223,9 @@ def test_two_supervisors_on_one_engine_heal_each_incident_once(
 
 
 def test_a_lease_that_was_renewed_is_still_nobody_elses(label: str) -> None:
-    mine, other = Holder.this_process(None), os.getppid()
-    theirs = replace(mine, pid=other, started=started(other) or "")
     engine = Engine(Settings(), os.environ)
+    mine, other = Holder.this_process(None, engine), os.getppid()
+    theirs = replace(mine, pid=other, started=started(other) or "")
     one, another = Leases(engine, mine), Leases(engine, theirs)
     for _ in range(3):
         assert one.take(label) is None
@@ -235,19 +237,29 @@ def test_a_lease_that_was_renewed_is_still_nobody_elses(label: str) -> None:
     assert engine.claims(f"autoheal.lease={label}") == {}
 
 
+def test_a_supervisor_in_a_container_of_another_engine_is_not_taken_for_dead(label: str) -> None:
+    """As in a development container: the engine inside knows nothing of the one around it."""
+    engine = Engine(Settings(), os.environ)
+    mine, other = Holder.this_process("ab" * 32, engine), os.getppid()
+    theirs = replace(mine, pid=other, started=started(other) or "")
+    one, another = Leases(engine, mine), Leases(engine, theirs)
+    assert one.take(label) is None
+    assert another.take(label) is not None
+    one.give_back(label)
+
+
 def test_the_lease_of_a_supervisor_that_was_killed_is_taken_over_at_once(
-    patient: Patients, autoheal: Start, tmp_path: Path, cure: Cure
+    workload: Workloads, autoheal: Start, tmp_path: Path, health_file: HealthFile
 ) -> None:
-    one, healer = patient(**cure.options), autoheal(**PROMPT)
+    one, healer = workload(**health_file.options), autoheal(**PROMPT)
     healer.wait_line(WATCHING)
-    cure.file.unlink()
+    health_file.file.unlink()
     healer.wait_line("restarted in")
-    healer.process.kill()
-    healer.process.wait()
+    healer.kill()
     (tmp_path / "other").mkdir()
     successor = autoheal(AUTOHEAL_STATE_DIR=str(tmp_path / "other"), **PROMPT)
-    successor.wait_line("restarted in", seconds=15)
-    cure.file.touch()
+    successor.wait_line("restarted in")
+    health_file.file.touch()
     one.wait_health("healthy")
     successor.wait_line("the incident is over")
 
@@ -263,10 +275,10 @@ def test_a_lease_that_was_forgotten_is_dropped_and_one_that_holds_is_not(
             "autoheal.lease.holder": json.dumps(holder),
             "autoheal.lease.until": f"{until:.3f}",
         }
-        engine.volumes.create(f"autoheal-lease-{label}-{name}", labels=claim)
+        engine.volumes.create(f"autoheal-lease-{label}-{name}", labels={**claim, **LABELS})
     dropped = engine.api.events(
         decode=True,
-        until=int(now) + 60,
+        until=int(now + scaled(60)),
         filters={"volume": f"autoheal-lease-{label}-forgotten", "event": "destroy"},
     )
     autoheal(**PROMPT)
@@ -274,20 +286,20 @@ def test_a_lease_that_was_forgotten_is_dropped_and_one_that_holds_is_not(
     engine.volumes.get(f"autoheal-lease-{label}-held").remove()
 
 
-def test_a_group_goes_together(patient: Patients, autoheal: Start, label: str) -> None:
+def test_a_group_goes_together(workload: Workloads, autoheal: Start, label: str) -> None:
     group = {"autoheal.group": label}
-    one, other = patient(labels={label: "true", **group}), patient(labels=group)
-    stranger = patient(labels={"autoheal.group": "another"})
+    one, other = workload(labels={label: "true", **group}), workload(labels=group)
+    stranger = workload(labels={"autoheal.group": "another"})
     healer = autoheal(**PROMPT)
     healer.wait_line(WATCHING)
     before, untouched = other.started_at, stranger.started_at
-    fall_sick(one)
+    one.make_unhealthy()
     other.wait_restarted(before)
     healer.wait_line(f"{one.name} is healthy again")
     assert stranger.started_at == untouched
 
 
-def test_one_that_uses_more_than_it_may_is_healed_with_that_reason(
+def test_a_container_that_uses_more_than_it_may_is_healed_with_that_reason(
     start: Callable[..., Container], autoheal: Start, label: str, engine: docker.DockerClient
 ) -> None:
     container = start(
@@ -298,18 +310,18 @@ def test_one_that_uses_more_than_it_may_is_healed_with_that_reason(
         healthcheck={"test": ["NONE"]},
         stop_signal="SIGKILL",
     )
-    healer = autoheal(CHECK_INTERVAL="1", MAX_UNHEALTHY="2", MAX_CPU_PERCENT="30", **PROMPT)
+    healer = autoheal(CHECK_INTERVAL="1", MAX_UNHEALTHY="2", MAX_CPU_PERCENT="2", **PROMPT)
     line = healer.wait_line("is unhealthy: over_limit")
-    assert "more than 30 %, 2 looks in a row" in line
+    assert "more than 2 %, 2 looks in a row" in line
     healer.wait_line(f"{container.name}: restarted")
     healer.wait_line("the incident is over .healed")
 
 
 def test_a_dead_receiver_delays_nothing_and_no_secret_reaches_the_log(
-    patient: Patients, autoheal: Start, hook: Hook
+    workload: Workloads, autoheal: Start, webhook: Webhook
 ) -> None:
-    got, arrived, port = hook.told, hook.arrived, hook.port
-    one = patient()
+    got, arrived, port = webhook.received, webhook.arrived, webhook.port
+    one = workload()
     healer = autoheal(
         WEBHOOK_URL="http://127.0.0.1:9/hidden",
         APPRISE_URL="http://127.0.0.1:9/hidden",
@@ -317,9 +329,9 @@ def test_a_dead_receiver_delays_nothing_and_no_secret_reaches_the_log(
         **PROMPT,
     )
     healer.wait_line(WATCHING)
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line("is healthy again")
-    assert arrived.wait(10)
+    assert arrived.wait(scaled(60))
     assert got[0]["title"] == f"autoheal: healed: {one.name}"
     assert "Successfully restarted the container!" in got[0]["message"]
     healer.wait_line("the webhook: it could not be reached .*; again in 5 s")
@@ -353,76 +365,71 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_under_the_ledger_stops_no_heal_and_loses_no_history(
-    patient: Patients, autoheal: Start, full_disk: Path
+    workload: Workloads, autoheal: Start, full_disk: Path
 ) -> None:
-    one = patient()
+    one = workload()
     healer = autoheal(AUTOHEAL_LEDGER=f"{full_disk}/ledger.db", **PROMPT)
     healer.wait_line(WATCHING)
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line("the incident is over")
     (full_disk / "filler").write_bytes(bytes(1_800_000))
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line("autoheal is degraded: the ledger .* cannot be written .the disk is full")
     healer.wait_line("the incident is over", count=2)
     healer.stop()
     (full_disk / "filler").unlink()
     healer = autoheal(AUTOHEAL_LEDGER=f"{full_disk}/ledger.db", **PROMPT)
     healer.wait_line(WATCHING)
-    assert len(json.loads(command(healer, "history", "--json"))) == 2
+    assert len(json.loads(healer.command("history", "--json"))) == 2
 
 
-def test_a_person_can_have_a_healthy_one_healed_and_see_what_was_done(
-    patient: Patients, autoheal: Start
+def test_an_operator_can_heal_a_healthy_container_and_see_what_was_done(
+    workload: Workloads, autoheal: Start
 ) -> None:
-    one, healer = patient(), autoheal(**PROMPT)
+    one, healer = workload(), autoheal(**PROMPT)
     healer.wait_line(WATCHING)
     healer.wait_healthy()
     assert (
-        command(healer, "heal", one.name, "--action", "recreate") == f"{one.name}: recreate done\n"
+        healer.command("heal", one.name, "--action", "recreate") == f"{one.name}: recreate done\n"
     )
-    story = command(healer, "history", one.name)
+    story = healer.command("history", one.name)
     for step in ("create", "stop", "set aside", "rename", "start", "remove"):
         assert f"{one.name}: {step}" in story
-    said = command(healer, "heal", "nobody-there", fails=True)
-    assert said == "autoheal: nobody-there: there is no container nobody-there\n"
-    said = command(healer, "heal", one.name, "--action", "redeploy", fails=True)
-    assert said == f"autoheal: {one.name}: redeploy cannot be done to {one.name}\n"
+    said = healer.command("heal", "nobody-there", fails=True)
+    assert said == "autoheal: no such container: nobody-there\n"
+    said = healer.command("heal", one.name, "--action", "redeploy", fails=True)
+    assert said == f"autoheal: redeploy cannot be done to {one.name}\n"
 
 
 def test_a_drill_breaks_it_reports_the_times_and_asks_first(
-    patient: Patients, autoheal: Start
+    workload: Workloads, autoheal: Start
 ) -> None:
-    one = patient(
-        healthcheck={
-            # it hangs, as a frozen server does
-            "test": ["CMD-SHELL", "grep -q 'State:.[RS]' /proc/1/status"],
-            "interval": SECOND // 4,
-            "retries": 1,
-            "start_period": MILLISECOND,
-        }
+    one = workload(
+        # it hangs, as a frozen server does
+        healthcheck=healthcheck("grep -q 'State:.[RS]' /proc/1/status")
     )
     healer = autoheal(AUTOHEAL_DEFAULT_STOP_TIMEOUT="1", **PROMPT)
     healer.wait_line(WATCHING)
     healer.wait_healthy()
-    said = command(healer, "drill", one.name, fails=True)
+    said = healer.command("drill", one.name, fails=True)
     assert said == f"autoheal: drill breaks {one.name} on purpose; say --yes if you mean it\n"
-    times = json.loads(command(healer, "drill", one.name, "--yes", "--json"))
+    times = json.loads(healer.command("drill", one.name, "--yes", "--json"))
     assert times["unhealthy"] < times["killed"] < times["healthy"]
     healer.wait_line("is healthy again")
 
 
-def test_a_drill_that_nobody_would_heal_is_refused(patient: Patients, autoheal: Start) -> None:
-    one, healer = patient(), autoheal(**PROMPT)
+def test_a_drill_that_nobody_would_heal_is_refused(workload: Workloads, autoheal: Start) -> None:
+    one, healer = workload(), autoheal(**PROMPT)
     healer.wait_line(WATCHING)
     healer.wait_healthy()
-    command(healer, "pause")
-    said = command(healer, "drill", one.name, "--yes", fails=True)
+    healer.command("pause")
+    said = healer.command("drill", one.name, "--yes", fails=True)
     assert "paused" in said
     assert one.health == "healthy"
 
 
 def test_the_doctor_finds_what_stands_in_the_way(
-    patient: Patients, start: Callable[..., Container], autoheal: Start, label: str
+    workload: Workloads, start: Callable[..., Container], autoheal: Start, label: str
 ) -> None:
     healer = autoheal(**PROMPT)
     healer.wait_line(WATCHING)
@@ -435,13 +442,13 @@ def test_the_doctor_finds_what_stands_in_the_way(
         healthcheck={"test": ["NONE"]},
         stop_signal="SIGKILL",
     )
-    odd = patient(labels={label: "true", "autoheal.window": "soon"})
-    said = command(healer, "doctor", fails=True)
+    odd = workload(labels={label: "true", "autoheal.window": "soon"})
+    said = healer.command("doctor", fails=True)
     assert f"problem  {mute.name} is labelled, but has no HEALTHCHECK" in said
     assert f"problem  {odd.name}: label autoheal.window='soon': must be a number of seconds" in said
     assert "warning  the ledger is in memory" in said
     assert "ok       every call that healing needs is allowed" in said
-    found = json.loads(command(healer, "doctor", "--json", fails=True))
+    found = json.loads(healer.command("doctor", "--json", fails=True))
     assert {"level", "what", "advice"} == set(found[0])
 
 
@@ -462,9 +469,9 @@ def test_a_command_where_no_autoheal_runs_says_so(words: list[str], tmp_path: Pa
 def test_commands_say_no_such_engine_in_one_line(autoheal: Start, tmp_path: Path) -> None:
     healer = autoheal(DOCKER_SOCK=str(tmp_path / "docker.sock"))
     healer.wait_line("there is no Docker engine at")
-    said = command(healer, "status", fails=True)
+    said = healer.command("status", fails=True)
     assert said.startswith("autoheal: there is no Docker engine at unix://")
-    said = command(healer, "doctor", fails=True)
+    said = healer.command("doctor", fails=True)
     assert "→ mount the socket" in said
 
 
@@ -494,10 +501,11 @@ def lingering(request: pytest.FixtureRequest) -> Iterator[Callable[..., subproce
         folder.rmdir()
 
 
+@needs_host_pids
 def test_what_still_holds_vram_of_a_stopped_container_is_ended_and_nothing_else(
-    patient: Patients, autoheal: Start, nvml: Nvml, lingering: Any
+    workload: Workloads, autoheal: Start, nvml: Nvml, lingering: Any
 ) -> None:
-    one = patient()
+    one = workload()
     container = one.attributes["Id"]
     stubborn = "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"
     polite = lingering(container, "sleep", "1000")
@@ -507,7 +515,7 @@ def test_what_still_holds_vram_of_a_stopped_container_is_ended_and_nothing_else(
     nvml.answer(HEALTHY, *(f"process {process.pid}" for process in everybody))
     healer = autoheal(LD_LIBRARY_PATH=str(nvml.directory), **PROMPT)
     healer.wait_line(WATCHING)
-    fall_sick(one)
+    one.make_unhealthy()
     healer.wait_line(f"{one.name}: ended process {polite.pid} with SIGTERM, which still held VRAM")
     healer.wait_line(f"{one.name}: ended process {deaf.pid} with SIGKILL, which still held VRAM")
     healer.wait_line("is healthy again")
@@ -517,5 +525,5 @@ def test_what_still_holds_vram_of_a_stopped_container_is_ended_and_nothing_else(
         None,
         None,
     ]
-    steps = [step for step in command(healer, "history").split("\n") if ": " in step]
+    steps = [step for step in healer.command("history").split("\n") if ": " in step]
     assert [step.rpartition(" ")[2] for step in steps[-3:]] == ["stop", "clear", "start"]
