@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.e2e.conftest import Autoheal
+from testbed.autoheal import WATCHING, Autoheal
 
 POLLER = """
 import docker, time
@@ -30,7 +30,7 @@ def main(seconds: int = 60) -> None:
         )
         poller = subprocess.Popen([sys.executable, "-c", POLLER])
         try:
-            healer.wait_line("watching the Docker engine")
+            healer.wait_line(WATCHING)
             time.sleep(5)  # both have started, and neither is measured while it does
             pids = {"autoheal": healer.process.pid, "5 s poller": poller.pid}
             before = {who: _cpu(pid) for who, pid in pids.items()}

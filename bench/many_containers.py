@@ -1,4 +1,4 @@
-"""Two hundred labelled containers on one engine, and a hundred of them sick at once.
+"""Two hundred labelled containers on one engine, and a hundred of them unhealthy at once.
 
     python -m bench.many_containers [CONTAINERS]
 
@@ -20,7 +20,8 @@ from typing import Any
 
 import docker
 
-from tests.e2e.conftest import AUTOHEAL, SECOND, Autoheal
+from testbed.autoheal import WATCHING, Autoheal
+from testbed.crowd import all_of, make, make_unhealthy, remove
 
 IDLE_SECONDS = 60
 UNLIMITED = {"AUTOHEAL_MAX_AT_ONCE": "1000", "AUTOHEAL_MAX_PER_MINUTE": "10000"}
@@ -36,55 +37,21 @@ def main(count: int = 200) -> None:
                 time.sleep(1)
             memory, cpu = idle(label)
             print(f"idle, {count} containers: {memory:.0f} MiB, {cpu:.2f} % of a core")
-            sick = ids[: count // 2]
+            broken = ids[: count // 2]
             rows = []
             for what, more in (("no limits", UNLIMITED), ("default limits", {})):
-                make_sick(api, pool, label, sick)
-                rows.append((f"autoheal, {what}", *heal_all(api, label, sick, more)))
+                make_unhealthy(api, pool, label, broken)
+                rows.append((f"autoheal, {what}", *heal_all(api, label, broken, more)))
             began = time.monotonic()
-            with ThreadPoolExecutor(len(sick)) as crowd:
-                list(crowd.map(lambda one: api.restart(one, timeout=0), sick))
+            with ThreadPoolExecutor(len(broken)) as crowd:
+                list(crowd.map(lambda one: api.restart(one, timeout=0), broken))
             engine = time.monotonic() - began
         finally:
             list(pool.map(lambda row: remove(api, row["Id"]), all_of(api, label)))
-    print(f"{len(sick)} sick at once: the engine alone restarts as many in {engine:.1f} s")
+    print(f"{len(broken)} unhealthy at once: the engine alone restarts as many in {engine:.1f} s")
     for what, first, last in rows:
         ratio = last / engine
         print(f"{what:28} first kill after {first:4.2f} s, all after {last:5.1f} s ({ratio:.2f}x)")
-
-
-def make(
-    api: Any,
-    label: str,
-    *,
-    interval_seconds: int = 30,
-    command: str = "rm -f /sick; exec sleep 100000",
-) -> str:
-    """A container that is sick while the file /sick is there; returns its id."""
-    container = api.create_container(
-        AUTOHEAL,
-        ["-c", command],
-        entrypoint=["/bin/sh"],
-        labels={label: "true"},
-        host_config=api.create_host_config(network_mode="none"),
-        stop_signal="SIGKILL",
-        healthcheck={
-            "test": ["CMD-SHELL", "test ! -e /sick"],
-            "interval": interval_seconds * SECOND,
-            "retries": 1,
-            "start_period": 1_000_000,
-        },
-    )
-    api.start(container)
-    return str(container["Id"])
-
-
-def remove(api: Any, container: str) -> None:
-    api.remove_container(container, force=True)
-
-
-def all_of(api: Any, label: str, **filters: str) -> list[dict[str, Any]]:
-    return list(api.containers(all=True, filters={"label": label, **filters}))
 
 
 def autoheal(label: str, directory: str, **more: str) -> Autoheal:
@@ -99,7 +66,7 @@ def idle(label: str) -> tuple[float, float]:
 
 
 def _idle(healer: Autoheal) -> tuple[float, float]:
-    healer.wait_line("watching the Docker engine")
+    healer.wait_line(WATCHING)
     time.sleep(5)
     before = cpu_seconds(healer.process.pid)
     time.sleep(IDLE_SECONDS)
@@ -115,26 +82,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def make_sick(api: Any, pool: ThreadPoolExecutor, label: str, sick: list[str]) -> None:
-    """Make these sick, and wait until Docker says so of each."""
-
-    def one(container: str) -> None:
-        job = api.exec_create(container, ["touch", "/sick"])
-        api.exec_start(job)
-
-    list(pool.map(one, sick))
-    while len(all_of(api, label, health="unhealthy")) < len(sick):
-        time.sleep(1)
-
-
-def heal_all(api: Any, label: str, sick: list[str], more: dict[str, str]) -> tuple[float, float]:
+def heal_all(api: Any, label: str, broken: list[str], more: dict[str, str]) -> tuple[float, float]:
     """Seconds from the start of autoheal until the first was killed, and all were restarted."""
     with tempfile.TemporaryDirectory() as directory:  # it knows of nothing that was before
-        return _heal_all(api, label, directory, sick, more)
+        return _heal_all(api, label, directory, broken, more)
 
 
 def _heal_all(
-    api: Any, label: str, directory: str, sick: list[str], more: dict[str, str]
+    api: Any, label: str, directory: str, broken: list[str], more: dict[str, str]
 ) -> tuple[float, float]:
     stream = api.events(decode=True, filters={"event": ["kill", "restart"], "label": label})
     times: dict[str, list[float]] = {"kill": [], "restart": []}
@@ -142,7 +97,7 @@ def _heal_all(
     healer = autoheal(label, directory, **more)
     for event in stream:
         times[event["Action"]].append(event["timeNano"] / 1e9 - began)
-        if len(times["restart"]) == len(sick):
+        if len(times["restart"]) == len(broken):
             break
     stream.close()
     healer.stop()

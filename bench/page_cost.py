@@ -21,9 +21,10 @@ from typing import Any
 
 import docker
 
-from bench.many_containers import all_of, autoheal, cpu_seconds, make, remove
-from scripts.browser import chromium
-from tests.e2e.conftest import free_port
+from bench.many_containers import autoheal, cpu_seconds
+from testbed.browser import chromium
+from testbed.crowd import all_of, make, remove
+from testbed.network import free_port
 
 WATCH_SECONDS = 20
 

@@ -1,6 +1,6 @@
 """What one warm check costs, beside the usual ones, on the same server in the same run.
 
-    python -m bench.probe_cost [RUNS]
+    python -m bench.probe_cost [RUNS [IMAGE]]
 
 CPU and peak memory are those of the process itself, median and maximum over the runs; the runs
 of the different checks take turns. Starting a process in a container costs on top of that
@@ -18,9 +18,11 @@ from pathlib import Path
 
 import docker
 
-from scripts import small_model
-from tests.e2e.conftest import OLLAMA, SECOND, Ollama
-from tests.nvml import Nvml
+from testbed import models
+from testbed.containers import OLLAMA, SECOND
+from testbed.nvml import Nvml
+from testbed.ollama import Ollama
+from testbed.runs import LABELS
 
 # In a small process of its own: a child starts with its parent's peak memory.
 MEASURE = """
@@ -36,19 +38,21 @@ print(json.dumps([usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss, status
 """
 
 
-def main(runs: int = 40) -> None:
+def main(text: str = "40", image: str = OLLAMA) -> None:
+    runs = int(text)
     client = docker.from_env()
     gpu = tempfile.TemporaryDirectory()
     container = client.containers.run(
-        OLLAMA,
+        image,
         detach=True,
+        labels=LABELS,
         volumes=Nvml(Path(gpu.name)).volume,
         healthcheck={"test": ["CMD", "true"], "interval": 3600 * SECOND},
     )
     try:
         server = Ollama(container)
         with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            small_model.write(Path(file.name), 2, 128)
+            models.write(Path(file.name), 2, 128)
             subprocess.run(["docker", "cp", file.name, f"{container.id}:/bench.gguf"], check=True)
         container.exec_run(
             ["/bin/sh", "-c", "echo FROM /bench.gguf > /m && ollama create tiny -f /m"]
@@ -64,7 +68,7 @@ def main(runs: int = 40) -> None:
             "with a simulated GPU": (check, {}),
         }
         environment = dict(e.split("=", 1) for e in container.attrs["Config"]["Env"])
-        environment |= {"HOME": "/root", "PROBE_QUIET": "0"}
+        environment |= {"HOME": "/root"}
         results: dict[str, list[list[float]]] = {name: [] for name in checks}
         for turn in range(runs + 2):
             for name, (command, settings) in checks.items():
@@ -97,13 +101,13 @@ def main(runs: int = 40) -> None:
             f"{name:20} {cpu * 1000:5.0f} ms {cpu / yardstick:12.1f}x {wall * 1000:5.0f} ms "
             f"{memory:8.0f} MiB"
         )
-    print(f"\nthe layer it adds: {_layer(client) / 1e6:.1f} MB")
+    print(f"\nthe layer it adds: {_layer(client, image) / 1e6:.1f} MB")
 
 
-def _layer(client: docker.DockerClient) -> int:
+def _layer(client: docker.DockerClient, image: str) -> int:
     """Bytes of the largest layer that our image adds."""
-    return max(int(row["Size"]) for row in client.images.get(OLLAMA).history()[:3])
+    return max(int(row["Size"]) for row in client.images.get(image).history()[:3])
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

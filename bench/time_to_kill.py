@@ -18,7 +18,9 @@ from typing import Any
 
 import docker
 
-from tests.e2e.conftest import AUTOHEAL, MILLISECOND, SECOND, Autoheal, Patient, fall_sick
+from testbed.autoheal import WATCHING, Autoheal
+from testbed.containers import AUTOHEAL, Workload, healthcheck, idle_command
+from testbed.runs import LABELS
 
 POLL_SECONDS = 5
 
@@ -26,7 +28,7 @@ POLL_SECONDS = 5
 def main(runs: int = 20) -> None:
     client = docker.from_env()
     labels = {who: f"bench-{uuid.uuid4().hex[:8]}" for who in ("autoheal", "5 s poller")}
-    patients = {who: _patient(client, label) for who, label in labels.items()}
+    workloads = {who: _workload(client, label) for who, label in labels.items()}
     stop = threading.Event()
     poller = threading.Thread(target=_poll, args=(labels["5 s poller"], stop), daemon=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -34,23 +36,23 @@ def main(runs: int = 20) -> None:
             {"AUTOHEAL_CONTAINER_LABEL": labels["autoheal"], "AUTOHEAL_STATE_DIR": directory}
         )
         try:
-            healer.wait_line("watching the Docker engine")
-            for patient in patients.values():
-                patient.wait_health("healthy")
+            healer.wait_line(WATCHING)
+            for workload in workloads.values():
+                workload.wait_health("healthy")
             poller.start()
-            times: dict[str, list[float]] = {who: [] for who in patients}
+            times: dict[str, list[float]] = {who: [] for who in workloads}
             for _ in range(runs):
-                _run(client, patients, times)
+                _run(client, workloads, times)
                 # autoheal would wait between attempts at one container: each run has new ones.
-                for who, patient in patients.items():
-                    patient.container.remove(force=True)
-                    patients[who] = _patient(client, labels[who])
-                    patients[who].wait_health("healthy")
+                for who, workload in workloads.items():
+                    workload.container.remove(force=True)
+                    workloads[who] = _workload(client, labels[who])
+                    workloads[who].wait_health("healthy")
         finally:
             stop.set()
             healer.process.kill()
-            for patient in patients.values():
-                patient.container.remove(force=True)
+            for workload in workloads.values():
+                workload.container.remove(force=True)
     yardstick = statistics.median(times["5 s poller"])
     print(f"{'':12} {'median':>9} {'99 %':>9} {'longest':>9} {'of the poller':>14}")
     for who, seconds in times.items():
@@ -62,42 +64,36 @@ def main(runs: int = 20) -> None:
         )
 
 
-def _patient(client: docker.DockerClient, label: str) -> Patient:
-    command = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
+def _workload(client: docker.DockerClient, label: str) -> Workload:
     container = client.containers.run(
         AUTOHEAL,
-        [command],
+        [idle_command()],
         entrypoint=["/bin/sh", "-c"],
         detach=True,
-        labels={label: "true"},
-        healthcheck={
-            "test": ["CMD-SHELL", "test ! -e /sick"],
-            "interval": SECOND // 4,
-            "start_period": MILLISECOND,
-            "retries": 1,
-        },
+        labels={label: "true", **LABELS},
+        healthcheck=healthcheck(),
     )
-    return Patient(container)
+    return Workload(container)
 
 
 def _run(
-    client: docker.DockerClient, patients: dict[str, Patient], times: dict[str, list[float]]
+    client: docker.DockerClient, workloads: dict[str, Workload], times: dict[str, list[float]]
 ) -> None:
     began = int(time.time())
-    names = {patient.container.id: who for who, patient in patients.items()}
-    sick: dict[str, float] = {}
-    waiting = set(patients)
+    names = {workload.container.id: who for who, workload in workloads.items()}
+    unhealthy: dict[str, float] = {}
+    waiting = set(workloads)
     events = client.events(
         decode=True, since=began, until=began + 60, filters={"container": list(names)}
     )
-    for patient in patients.values():
-        fall_sick(patient)
+    for workload in workloads.values():
+        workload.make_unhealthy()
     for event in events:
         who, moment = names[event["Actor"]["ID"]], event["timeNano"] / 1e9
         if event["Action"] == "health_status: unhealthy":
-            sick[who] = moment
+            unhealthy[who] = moment
         elif event["Action"] == "kill" and who in waiting:
-            times[who].append(moment - sick[who])
+            times[who].append(moment - unhealthy[who])
             waiting.remove(who)
         if not waiting:
             break

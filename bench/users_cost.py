@@ -1,108 +1,159 @@
-"""What a check every 5 seconds costs four users who never stop: their tokens, with and without.
+"""What checks cost users: the next turn of a conversation that paused, and tokens while they work.
 
-    python -m bench.users_cost [ROUNDS]
+    python -m bench.users_cost [--image NAME=IMAGE] [--server NAME=URL] [--model NAME]
+                               [--turns N] [--rounds N]
 
-Windows of 5 seconds with no check, with `true` run in the container (what the engine itself costs)
-and with ours take turns, so that a machine that gets slower meanwhile counts for neither. Each cost
-is the mean over neighbouring windows, with its standard error.
+`bench/generations.py` says what the first two name. **A turn** of some 600 tokens is answered; then
+nothing happens, or the checks that a pause of some 100 seconds has (made back to back, for nothing
+else happens in a pause), or as many one-token requests, as plain healthchecks make them; then the
+user's next turn, which adds a few tokens. The ways take turns, so that a machine that gets slower
+meanwhile counts for none. Every conversation starts with the same token as the request of a
+healthcheck, as all do where a chat template puts one there.
+
+**Tokens** are counted in windows of five seconds, with four users who never stop: with no check,
+with `/api/ps` asked, and with our check. Each cost is the mean over neighbouring windows, with its
+standard error.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 
-import docker
-import httpx
+import psutil
 
-from scripts import small_model
-from tests.e2e.conftest import OLLAMA, SECOND, Ollama
+from bench.generations import Generation, User, arguments, generations
+from probe.report import parse
+from testbed.deadlines import scaled
+from testbed.runs import unique
+
+CHECKS = 5
+LIMIT_SECONDS = 2.0
+LONGEST_LIMIT_SECONDS = 10.0
+PIECES = 75
+"""Of 8 tokens each."""
 
 USERS = 4
 EVERY_SECONDS = 5.0
-LAYERS, WIDTH = 4, 512
+
+Way = Callable[[], object]
 
 
-class Users:
-    """Four people who ask for one long answer after the other, and count their tokens."""
-
-    def __init__(self, url: str) -> None:
-        self.tokens = 0
-        for _ in range(USERS):
-            threading.Thread(target=self._ask, args=(url,), daemon=True).start()
-
-    def _ask(self, url: str) -> None:
-        body = {"model": "medium", "prompt": "a b c", "options": {"num_predict": 150}}
-        # The server is thrown away under them at the end.
-        with suppress(httpx.HTTPError), httpx.Client(timeout=300) as client:
-            while True:
-                with client.stream("POST", f"{url}/api/generate", json=body) as reply:
-                    for chunk in reply.iter_bytes():
-                        self.tokens += chunk.count(b"\n")  # a line for each
+def check(server: Generation, memory: str, required: str = "") -> None:
+    """One check of ours; it has to call the server healthy."""
+    limit = min(scaled(LIMIT_SECONDS), LONGEST_LIMIT_SECONDS)
+    env = {"PROBE_TIMEOUT": f"{limit:g}", "PROBE_MODEL": required}
+    code, line = server.probe(memory, env)
+    assert code == 0, line
+    assert parse(line) is not None, line
 
 
-def main(rounds: int = 36) -> None:
-    engine = docker.from_env()
-    with TemporaryDirectory() as directory:
-        small_model.write(Path(directory) / "medium.gguf", LAYERS, WIDTH)
-        (Path(directory) / "medium").write_text("FROM /models/medium.gguf\n")
-        container = engine.containers.run(
-            OLLAMA,
-            detach=True,
-            environment={"OLLAMA_NUM_PARALLEL": str(USERS)},
-            volumes={directory: {"bind": "/models", "mode": "ro"}},
-            healthcheck={"test": ["CMD", "true"], "interval": 3600 * SECOND},
+def several(way: Way) -> Way:
+    def act() -> None:
+        for _ in range(CHECKS):
+            way()
+
+    return act
+
+
+def prompt() -> str:
+    """A conversation that nobody has had before."""
+    letters = [random.choice("bcdfgklmn") for _ in range(PIECES * 4)]
+    return " ".join(["a", *letters])
+
+
+def turns(server: Generation, model: str, count: int) -> None:
+    """Print how long the next turn takes, by what happened in the pause."""
+    required = partial(check, server, unique("checks"), model)
+    ways: dict[str, Way] = {
+        "nothing": lambda: None,
+        f"{CHECKS} checks": several(partial(check, server, unique("checks"))),
+        f"{CHECKS} checks, the model is required": several(required),
+        f"{CHECKS} timed generates": several(partial(server.generate, model, "a")),
+    }
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    first: list[float] = []
+    reloads = dict.fromkeys(ways, 0)
+    server.generate(model)
+    for way in ways.values():
+        way()  # each check has seen the model before
+    for turn in range(count):
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
+            text = prompt()
+            first.append(server.generate(model, text)["prompt_eval_duration"] / 1e9)
+            runners = {(p.pid, p.create_time()) for p in server.runners(model)}
+            ways[name]()
+            began = time.monotonic()
+            server.generate(model, f"{text} f g")
+            took[name].append(time.monotonic() - began)
+            reloads[name] += runners != {(p.pid, p.create_time()) for p in server.runners(model)}
+    base = statistics.median(took["nothing"])
+    print(f"\n**{server.name}**: a new conversation takes {statistics.median(first):.2f} s\n")
+    print("| in the pause | the next turn | ratio | loaded again |\n|---|---|---|---|")
+    for name, values in took.items():
+        median = statistics.median(values)
+        print(
+            f"| {name} | {median:.2f} s ({min(values):.2f} to {max(values):.2f}) "
+            f"| {median / base:.1f} | {reloads[name]} of {count} |",
+            flush=True,
         )
-        try:
-            server = Ollama(container)
-            server.wait_listening()
-            container.exec_run(["ollama", "create", "medium", "-f", "/models/medium"])
-            server.generate("medium")
-            kinds: dict[str, Callable[[], object]] = {
-                "no check": lambda: None,
-                "`true`": lambda: container.exec_run(["true"]),
-                "`ollama-probe check`": lambda: container.exec_run(["ollama-probe", "check"]),
-            }
-            _report(_measure(Users(server.url), kinds, rounds))
-        finally:
-            container.remove(force=True, v=True)
 
 
-def _measure(
-    users: Users, kinds: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """Tokens per second in each window, by what ran in it."""
+def tokens(server: Generation, model: str, rounds: int) -> None:
+    """Print the tokens per second that users get, by what checks them."""
+    memory = unique("checks")
+    kinds: dict[str, Way] = {
+        "no check": lambda: None,
+        "`/api/ps`": server.loaded,
+        "`ollama-probe check`": partial(check, server, memory),
+    }
+    options = {"num_predict": 150}
+    users = [User(server, model, again=True, options=options) for _ in range(USERS)]
+    users[0].wait(1)
     rates: dict[str, list[float]] = {name: [] for name in kinds}
-    time.sleep(EVERY_SECONDS)  # until all four are well under way
+    time.sleep(EVERY_SECONDS)  # until all are well under way
     for turn in range(rounds):
-        names = list(kinds)[:: 1 if turn % 2 else -1]
-        for name in names:
-            began, tokens = time.monotonic(), users.tokens
+        for name in list(kinds)[:: 1 if turn % 2 else -1]:
+            began, before = time.monotonic(), sum(user.tokens for user in users)
             kinds[name]()
             time.sleep(max(began + EVERY_SECONDS - time.monotonic(), 0))
-            rates[name].append((users.tokens - tokens) / (time.monotonic() - began))
-    return rates
-
-
-def _report(rates: dict[str, list[float]]) -> None:
-    none, true, ours = rates.values()
-    print(f"| every {EVERY_SECONDS:g} s | tokens per second | cost |\n|---|---|---|")
+            now = sum(user.tokens for user in users)
+            rates[name].append((now - before) / (time.monotonic() - began))
+    failed = [user.failed for user in users if user.failed]
+    for user in users:
+        user.over.set()
+    none = rates["no check"]
+    print(f"\n| every {EVERY_SECONDS:g} s | tokens per second | cost |\n|---|---|---|")
     for name, values in rates.items():
-        print(f"| {name} | {statistics.mean(values):.1f} | {_cost(values, none)} |")
-    print(f"\nours, beyond what the engine costs: {_cost(ours, true)}")
+        print(f"| {name} | {statistics.mean(values):.1f} | {cost(values, none)} |")
+    print(f"\nrequests that failed: {failed or 'none'}", flush=True)
 
 
-def _cost(values: list[float], base: list[float]) -> str:
+def cost(values: list[float], base: list[float]) -> str:
     costs = [1 - value / other for value, other in zip(values, base, strict=True)]
     error = statistics.stdev(costs) / len(costs) ** 0.5
     return f"{statistics.mean(costs):.1%} ± {error:.1%}"
 
 
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--model", default="mid")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=36, help="of windows; 0 leaves these out")
+    options = parser.parse_args()
+    for server in generations(options):
+        try:
+            turns(server, options.model, options.turns)
+            if options.rounds:
+                tokens(server, options.model, options.rounds)
+        finally:
+            with suppress(psutil.Error):
+                server.reset()
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()
