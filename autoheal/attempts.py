@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autoheal.decide import Decision
+from autoheal.decide import RECHECK_SECONDS, Decision
 from autoheal.engine import Engine, EngineError, GoneError, UnreachableError, until_answered
 from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident, Sighting
@@ -130,7 +130,8 @@ class Attempts:
         for one in self._ledger.unfinished():
             subject, action, seconds = one.incident.subject, one.action, time.time() - one.at
             _log.warning(
-                "%s: the %s of %.0f s ago was not finished; seeing to it", subject, action, seconds
+                "%s: the %s, begun %.0f s ago, was not finished; seeing to it",
+                *(subject, action.noun, seconds),
             )
             self._in_thread(subject, partial(self._finish, one))
         entries = self._ledger.history(None, RECENT_INCIDENTS)
@@ -172,7 +173,8 @@ class Attempts:
             return replace(none, why_not=str(error), again=time.time() + rules.backoff)
         how = "is unhealthy: " if turn.request is None else "is to be healed: "
         _log.warning("%s (%s) %s%s", sighting.name, sighting.id[:12], how, decision.why)
-        _log.info("%s: %s, with %d s to stop", sighting.name, _DOING[action], rules.stop_timeout)
+        stop = "" if action is Action.RUNNER else f", with {rules.stop_timeout} s to stop"
+        _log.info("%s: %s%s", sighting.name, _DOING[action], stop)
         attempt = Attempt(time.time(), action, decision.rung)
         number, planned = self._ledger.begin(incident, attempt, operations)
         return self._end(number, none, attempt, self._healer.carry_out(number, planned, attempt.at))
@@ -188,6 +190,10 @@ class Attempts:
 
     def _end(self, number: int, none: Done, attempt: Attempt, result: Result) -> Done:
         ended = time.time()
+        if result.refused is not None:  # no attempt: its rung is still to be taken
+            self._ledger.drop(number)
+            self._leases.give_back(none.subject)
+            return replace(none, why_not=result.refused, again=ended + RECHECK_SECONDS)
         attempt = replace(
             attempt, ended=ended, error=result.error, left_stopped=result.left_stopped
         )
@@ -213,6 +219,7 @@ class Attempts:
 
 
 _DOING = {
+    Action.RUNNER: "ending only its stuck runner",
     Action.RESTART: "restarting",
     Action.RECREATE: "making it anew",
     Action.REDEPLOY: "redeploying",

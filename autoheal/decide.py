@@ -9,7 +9,16 @@ from enum import StrEnum
 from typing import Literal
 from zlib import crc32
 
-from autoheal.incident import Action, Attempt, Check, Health, Incident, Sighting, seconds_of
+from autoheal.incident import (
+    PROBE_COMMAND,
+    Action,
+    Attempt,
+    Check,
+    Health,
+    Incident,
+    Sighting,
+    seconds_of,
+)
 from autoheal.settings import Policy
 from probe.report import Remedy, parse
 
@@ -17,9 +26,6 @@ LONGEST_BACKOFF_SECONDS = 600.0
 
 JITTER = 0.25
 """By up to this share each wait is longer, so that what failed together is not tried together."""
-
-PROBE_COMMAND = "ollama-probe"
-"""A HEALTHCHECK whose command names it runs our probe."""
 
 TIMEOUTS_IN_A_ROW = 3
 """So many checks that Docker had to end show a fault, where our probe ends in time by itself."""
@@ -189,9 +195,8 @@ def _next_step(
     last = incident.attempts[-1] if incident.attempts else None
     rung = next_rung(sighting, incident, policy)
     if rung is None and last is None:
-        return Decision(
-            Verb.ASK, f"{why}; nothing on its ladder can be done to it: {_impossible(sighting)}"
-        )
+        words = f"nothing on its ladder can be done to it: {_impossible(sighting, policy)}"
+        return Decision(Verb.ASK, f"{why}; {words}")
     spent = spent_since(incident, now - policy.window)
     if rung is None or spent >= policy.max_attempts:
         what = (
@@ -206,9 +211,10 @@ def _next_step(
     until = not_before(sighting, incident, policy)
     clock_was_set_back = now < (last.at if last is not None else incident.opened)
     if now < until and not clock_was_set_back:
-        return Decision(Verb.WAIT, f"{why}; the {action} follows in {until - now:.0f} s", until)
+        words = f"the {action.noun} follows in {until - now:.0f} s"
+        return Decision(Verb.WAIT, f"{why}; {words}", until)
     if policy.dry_run:
-        return Decision(Verb.TELL, f"{why}; dry run: this would be a {action}")
+        return Decision(Verb.TELL, f"{why}; dry run: the {action.noun} would follow")
     return Decision(Verb.ACT, why, action=action, rung=rung)
 
 
@@ -234,11 +240,19 @@ def possible(action: Action, sighting: Sighting, policy: Policy) -> bool:
     """Whether an action can be done to a container without harm."""
     if sighting.is_swarm_task:
         return action is Action.REDEPLOY  # Swarm owns its tasks
+    if action is Action.RUNNER:
+        return _names_a_runner(sighting)
     if action is Action.REDEPLOY:
         return sighting.is_of_compose
     if action is Action.RECREATE:
         return not sighting.auto_remove  # once stopped there would be no way back
     return True
+
+
+def _names_a_runner(sighting: Sighting) -> bool:
+    """Whether the last check says that ending one runner would help; an older probe never does."""
+    verdict = parse(sighting.line)
+    return verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RUNNER
 
 
 def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:
@@ -315,9 +329,11 @@ def _left_stopped(sighting: Sighting, last: Attempt | None) -> bool:
     )
 
 
-def _impossible(sighting: Sighting) -> str:
+def _impossible(sighting: Sighting, policy: Policy) -> str:
     if sighting.is_swarm_task:
         return "Swarm owns its tasks, and only a redeploy goes through Swarm"
+    if policy.action is Action.RUNNER:
+        return "its last check names no runner that has to be ended"
     if sighting.auto_remove:
         return "it is removed when it stops (--rm), so it cannot be recreated"
     return "it belongs to no Compose service"

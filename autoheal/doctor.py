@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from autoheal.decide import PROBE_COMMAND
 from autoheal.engine import Engine, EngineError, ForbiddenError
 from autoheal.followers import GROUP
+from autoheal.incident import PROBE_COMMAND, Action
 from autoheal.ledger import Ledger, LedgerError
 from autoheal.recipe import Recipe
 from autoheal.settings import KNOBS, MEMORY, POLICY_KNOBS, Settings, policy
+from autoheal.stuck_runner import probe_program
 from probe.generations import describe, is_known
 from probe.gpus import NEVER_USED
 from probe.setting_names import nearest, retired_names, unknown_names
@@ -80,7 +81,7 @@ def examine(
         yield Finding("problem", words, "update it to 20.10 (API 1.41) or later")
     else:
         yield Finding("ok", words)
-    yield from _calls(engine)
+    yield from _calls(engine, settings)
     yield from _ledger(settings, own_id)
     yield from _containers(engine, settings, info)
 
@@ -93,7 +94,7 @@ def _where_the_engine_is(settings: Settings, env: Mapping[str, str]) -> str:
     return f"mount the socket ({mount}), or set DOCKER_HOST"
 
 
-def _calls(engine: Engine) -> Iterator[Finding]:
+def _calls(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Whether a proxy lets through what healing needs.
 
     No call changes anything: each is about a container, network or volume that does not exist,
@@ -114,6 +115,8 @@ def _calls(engine: Engine) -> Iterator[Finding]:
         "POST /volumes/create": lambda: engine.claim(_NO_VOLUME, {}),
         "DELETE /volumes/autoheal-lease-*": lambda: engine.unclaim(_NO_LEASE),
     }
+    if Action.RUNNER in settings.defaults.rungs:
+        calls["POST /containers/ID/exec"] = lambda: engine.run_in(_NOBODY, [PROBE_COMMAND])
     refused = []
     for what, call in calls.items():
         try:
@@ -242,11 +245,8 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
 
 def _server(name: str, container: str, test: list[str], engine: Engine) -> Iterator[Finding]:
     """The Ollama that a container runs, as its own probe sees it; asks no model for anything."""
-    probe = next(
-        (word for word in " ".join(test).split() if word.endswith(PROBE_COMMAND)), PROBE_COMMAND
-    )
     try:
-        _, output = engine.run_in(container, [probe, "status", "--format", "json"])
+        _, output = engine.run_in(container, [probe_program(test), "status", "--format", "json"])
         seen = json.loads(output)
         version, readings = seen["server"]["version"], seen["readings"]
     except (EngineError, ValueError, LookupError, TypeError):

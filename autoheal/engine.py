@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -216,12 +219,32 @@ class Engine:
         """Send its first process a signal."""
         self._call(container, lambda client: client.kill(container, signal))
 
-    def run_in(self, container: str, command: Sequence[str]) -> tuple[int, str]:
-        """Run a command in it; returns its exit code and output."""
+    def run_in(
+        self, container: str, command: Sequence[str], seconds: float | None = None
+    ) -> tuple[int, str]:
+        """Run a command in it; returns its exit code and output.
+
+        Args:
+            container: its id or name.
+            command: a program and its arguments.
+            seconds: how long it may take; None: as long as any call to the engine.
+        """
+        limit = self._timeout if seconds is None else seconds
 
         def call(client: Any) -> tuple[int, str]:
             job = client.exec_create(container, list(command))["Id"]
-            output = client.exec_start(job)
+            answer: Future[bytes] = Future()
+
+            def wait() -> None:  # docker-py reads what a command prints without a limit
+                try:
+                    answer.set_result(client.exec_start(job))
+                except Exception as error:
+                    answer.set_exception(error)
+
+            threading.Thread(target=wait, daemon=True).start()
+            if not futures.wait([answer], limit).done:
+                raise EngineError(f"{' '.join(command)} did not end within {limit:g} s")
+            output = answer.result()
             return client.exec_inspect(job)["ExitCode"], output.decode(errors="replace")
 
         return self._call(container, call)
@@ -420,6 +443,7 @@ def _sighting(attributes: dict[str, Any]) -> Sighting:
         health=status,
         line=log[-1].get("Output", "") if log else "",
         test=tuple(healthcheck.get("Test") or ()),
+        check_seconds=_check_seconds(healthcheck),
         checks=tuple(
             Check(seconds_of(one.get("Start", "")), one.get("ExitCode", 0), one.get("Output", ""))
             for one in log
@@ -429,6 +453,13 @@ def _sighting(attributes: dict[str, Any]) -> Sighting:
         labels=attributes["Config"].get("Labels") or {},
         auto_remove=bool(attributes["HostConfig"].get("AutoRemove")),
     )
+
+
+def _check_seconds(healthcheck: dict[str, Any]) -> float:
+    """The longest time from the begin of a check to the begin of the next; Docker's own 30 s where
+    it says nothing."""
+    times = (healthcheck.get(key) or 30e9 for key in ("Interval", "Timeout"))
+    return float(sum(times)) / 1e9
 
 
 def _shares(inspection: Inspection) -> frozenset[str]:

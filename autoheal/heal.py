@@ -40,6 +40,7 @@ from autoheal.incident import (
 from autoheal.ledger import Ledger, Operation
 from autoheal.recipe import recipe, sources_of_volumes
 from autoheal.settings import Policy
+from autoheal.stuck_runner import RefusedError, await_check, end_runner
 
 STAYS_UP_SECONDS = 1.0
 """A new container that runs for this long runs; the old one is removed then."""
@@ -57,7 +58,7 @@ UPDATE_SECONDS = 1800.0
 
 UPDATE_LOOK_SECONDS = 1.0
 
-_OF_CONTAINERS = (Action.RESTART, Action.RECREATE, Action.STOP)
+_OF_CONTAINERS = (Action.RUNNER, Action.RESTART, Action.RECREATE, Action.STOP)
 """The operations on one container; the others are on a Swarm service or stack."""
 
 Plan = list[tuple[str, str, dict[str, Any]]]
@@ -78,11 +79,13 @@ class Result:
         error: why it failed; None when it did not.
         container: the id that the healed container has now; empty where Swarm made others.
         left_stopped: its `finished_at`, when the failure left it stopped.
+        refused: why nothing had to be done; None when it was done.
     """
 
     error: str | None
     container: str
     left_stopped: str | None = None
+    refused: str | None = None
 
 
 def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> Plan:
@@ -158,9 +161,11 @@ class Healer:
         healed: list[str] = []
         replaced: dict[str, str] = {}
         error: str | None = None
+        refused: str | None = None
         for operation in operations:
             following = bool(operation.facts.get("follows"))
             harmless = operation.step in ("planned", "create") and not following
+            harmless = harmless and operation.kind != Action.RUNNER  # it looks again by itself
             try:
                 if operation.outcome is None and resumed and harmless:
                     operation = self._take(operation, call_off=True)
@@ -171,6 +176,9 @@ class Healer:
             except HealError as problem:
                 error = error or str(problem)
                 operation = self._ledger.reload(operation)
+            except RefusedError as refusal:
+                refused = str(refusal)
+                continue
             if operation.outcome != "done" and not operation.facts.get("stopped"):
                 continue  # nothing was done to it that anybody would have to follow
             new = operation.facts.get("new_id")
@@ -185,7 +193,7 @@ class Healer:
         containers = [one for one in operations if one.kind in _OF_CONTAINERS]
         old = containers[0].facts.get("id", "") if containers else ""
         now = replaced.get(old, old)
-        return Result(error, now, self._left_stopped(now, began) if error else None)
+        return Result(error, now, self._left_stopped(now, began) if error else None, refused)
 
     # -- one operation
 
@@ -194,8 +202,10 @@ class Healer:
 
         Raises:
             HealError: when it failed; what was there before is back, as far as it can be.
+            RefusedError: when there was nothing to do.
         """
         kinds: dict[str, Callable[[Operation], Operation]] = {
+            Action.RUNNER: self._runner,
             Action.RESTART: self._restart,
             Action.RECREATE: self._recreate,
             Action.STOP: self._stop,
@@ -219,6 +229,9 @@ class Healer:
                 except (HealError, EngineError) as error:
                     self._ledger.finish(operation, "failed")
                     raise HealError(str(error)) from None
+                except RefusedError:
+                    self._ledger.finish(operation, "undone")
+                    raise
 
     def _call_off(self, operation: Operation) -> None:
         half_made = operation.facts.get("new_name") and self._engine.find(
@@ -233,6 +246,17 @@ class Healer:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             yield
+
+    def _runner(self, operation: Operation) -> Operation:
+        container = operation.facts["id"]
+        if operation.step != "check":
+            operation = self._ledger.step(operation, "end runner")
+            words = end_runner(self._engine, self._engine.look(container))
+            _log.info("%s: %s", operation.name, words)
+            operation = self._ledger.step(operation, "check")
+        # Until then Docker's health is of before, and would lead to a restart.
+        await_check(self._engine, container)
+        return operation
 
     def _restart(self, operation: Operation) -> Operation:
         engine, container = self._engine, operation.facts["id"]

@@ -18,6 +18,9 @@ COMPOSE_NUMBER = "com.docker.compose.container-number"
 
 COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
 
+PROBE_COMMAND = "ollama-probe"
+"""A HEALTHCHECK whose command names it runs our probe."""
+
 
 class Health(StrEnum):
     """A container's health as Docker reports it."""
@@ -32,10 +35,16 @@ class Action(StrEnum):
     """What may be done about a container, from the mildest to the strongest."""
 
     NONE = "none"
+    RUNNER = "runner"
     RESTART = "restart"
     RECREATE = "recreate"
     REDEPLOY = "redeploy"
     STOP = "stop"
+
+    @property
+    def noun(self) -> str:
+        """What it is called in a sentence, after `the`."""
+        return "end of the stuck runner" if self is Action.RUNNER else self.value
 
 
 class News(StrEnum):
@@ -75,6 +84,7 @@ class Sighting:
         line: the output of its last check.
         test: the command of its HEALTHCHECK, as Docker has it (`CMD`, ...); empty without one.
         checks: its health log, oldest first. Docker keeps five, those of earlier starts too.
+        check_seconds: the longest time from the begin of a check to the begin of the next.
         started_at: when it last started, as Docker writes it.
         finished_at: when it last stopped, as Docker writes it.
         labels: all of them.
@@ -89,6 +99,7 @@ class Sighting:
     line: str = ""
     test: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    check_seconds: float = 60.0
     started_at: str = ""
     finished_at: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)

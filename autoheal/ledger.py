@@ -68,7 +68,8 @@ class Operation:
 
     Attributes:
         id: of its row.
-        kind: restart, recreate, stop, update (of a Swarm service), deploy (of a stack file).
+        kind: runner, restart, recreate, stop, update (of a Swarm service), deploy (of a stack
+            file).
         name: of the container, service or stack.
         facts: what a successor needs to know; grows with the steps.
         step: the last one begun; `planned` before the first.
@@ -306,6 +307,12 @@ class Ledger:
                 "UPDATE attempts SET ended = ?, error = ?, left_stopped = ? WHERE id = ?",
                 (ended.ended, ended.error, ended.left_stopped, attempt),
             )
+
+    @_survives
+    def drop(self, attempt: int) -> None:
+        """An attempt has done nothing, since there was nothing to do."""
+        with self._writing() as db:
+            db.execute("DELETE FROM attempts WHERE id = ?", (attempt,))
 
     def unfinished(self) -> list[Unfinished]:
         """Attempts whose end was not written down, oldest first."""

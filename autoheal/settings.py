@@ -408,7 +408,7 @@ POLICY_KNOBS: tuple[PolicyKnob, ...] = (
         "AUTOHEAL_ACTION",
         "ladder",
         _action,
-        "one of ladder, restart, recreate, redeploy, stop, none",
+        "one of ladder, runner, restart, recreate, redeploy, stop, none",
         "What is done: one action after the other (ladder), the same each time, or only a "
         "notification (none).",
         label="autoheal.action",
@@ -416,9 +416,9 @@ POLICY_KNOBS: tuple[PolicyKnob, ...] = (
     PolicyKnob(
         "ladder",
         "AUTOHEAL_LADDER",
-        "restart,restart,recreate,redeploy",
+        "runner,restart,restart,recreate,redeploy",
         _ladder,
-        "a list of restart, recreate, redeploy and stop, separated by commas",
+        "a list of runner, restart, recreate, redeploy and stop, separated by commas",
         "Which action comes next when the last did not help. At its end it is given up.",
         label="autoheal.ladder",
     ),
@@ -541,7 +541,7 @@ class Policy:
     watched: bool = False
     action: Action | None = None
     ladder: tuple[Action, ...] = (
-        *(Action.RESTART, Action.RESTART),
+        *(Action.RUNNER, Action.RESTART, Action.RESTART),
         *(Action.RECREATE, Action.REDEPLOY),
     )
     stop_timeout: int = 10

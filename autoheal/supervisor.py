@@ -262,7 +262,7 @@ class Supervisor:
             return
         last = incident.attempts[-1]
         self.metrics.healed(last.action, now - incident.opened)
-        took = f"{now - last.at:.1f} s after the {last.action}"
+        took = f"{now - last.at:.1f} s after the {last.action.noun}"
         _log.info("%s is healthy again, %s", sighting.name, took)
         if not incident.given_up and last.error is None:
             self._tell(
@@ -376,8 +376,13 @@ class Supervisor:
                 self._ledger.answer(done.request, error or "done")
 
     def _no_attempt(self, done: Done) -> None:
-        if done.subject in self._incidents and done.sighting is not None:
-            self._say_once(done.sighting, f"not healed: {done.why_not}")
+        incident = self._incidents.get(done.subject)
+        if incident is not None:  # an earlier life's attempt may have come to nothing
+            ended = tuple(one for one in incident.attempts if one.ended is not None)
+            self._incidents[done.subject] = replace(incident, attempts=ended)
+        if incident is not None and done.sighting is not None:
+            what, _, _ = done.why_not.partition(":")
+            self._say_once(done.sighting, f"not healed: {done.why_not}", f"not healed: {what}")
         if done.again is not None:
             self._later[done.subject] = done.again
 
@@ -398,16 +403,14 @@ class Supervisor:
         rules = policy(labels, self._settings)
         if failed:
             self._last_error = f"{done.subject}: {attempt.error}"
-            text = f"the {attempt.action} failed: {attempt.error}"
+            text = f"the {attempt.action.noun} failed: {attempt.error}"
             _log.error("%s: %s", done.subject, text)
             self._tell(News.FAILED, done.subject, text, rules)
         else:
             took = (attempt.ended or attempt.at) - attempt.at
-            _log.info(
-                "%s: %s in %.1f s (attempt %d)",
-                *(done.subject, _PAST[attempt.action], took, len(attempts)),
-            )
-            if sighting is not None and attempt.action is not Action.STOP:
+            past = _PAST[attempt.action].removesuffix(" of")
+            _log.info("%s: %s in %.1f s (attempt %d)", done.subject, past, took, len(attempts))
+            if sighting is not None and attempt.action not in (Action.STOP, Action.RUNNER):
                 self._notifier.restarted(
                     sighting.name, done.container, sighting.state, rules.stop_timeout
                 )
@@ -500,6 +503,7 @@ class Supervisor:
 
 
 _PAST = {
+    Action.RUNNER: "ended the stuck runner of",
     Action.RESTART: "restarted",
     Action.RECREATE: "recreated",
     Action.REDEPLOY: "redeployed",

@@ -1,7 +1,7 @@
 """`make demo`: break a real Ollama on purpose, and watch autoheal find and heal it.
 
-Loads a small model, freezes the process that serves it while a user waits for an answer (the server
-itself goes on answering), and prints what happens, in seconds since the fault.
+Loads two small models, freezes the process that serves one of them while users wait for an answer
+(the server itself goes on answering), and prints what happens, in seconds since the fault.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -26,31 +27,29 @@ from scripts.say import FailedError, main, say, step
 from testbed import models
 
 MODEL = "autoheal-demo"
+BESIDE = "autoheal-demo-beside"
+"""Nothing happens to this one."""
+
+WAITING = 2
+"""So many users ask after the fault, beside the one who was getting an answer."""
 PATIENCE_SECONDS = 300
 
 
 def demo() -> None:
     client, container = find_server()
-    say("This takes 1 to 2 minutes. It restarts only the Ollama container that `make up` started.")
+    say("This takes 1 to 2 minutes. It touches only the Ollama container that `make up` started.")
     url = _url(container)
-    with step("loading a small model"):
-        _make_model(url)
-        _unload(url)  # an earlier demo's
-        others = _runners(container)
-        _ask(url, 30)
-    runners = _runners(container) - others  # another model may be loaded, which is left alone
-    if len(runners) != 1:
-        raise FailedError(
-            "The model is loaded, but its process was not found. Run `make demo` again."
-        )
-    [runner] = runners
-    say(f"\nFreezing the process that serves it (SIGSTOP to {runner}):\n")
+    with step("loading two small models"):
+        beside, runner = [_load(url, container, name) for name in (BESIDE, MODEL)]
+    say(f"\nFreezing the process that serves one of them (SIGSTOP to {runner}):\n")
     answering = Event()
-    Thread(target=_wait_for_an_answer, args=(url, answering), daemon=True).start()
+    Thread(target=_get_an_answer, args=(url, answering), daemon=True).start()
     answering.wait(30)
     began = time.time()
     times: dict[str, float] = {}
     container.exec_run(["/bin/sh", "-c", f"kill -STOP {runner}"])
+    users = ThreadPoolExecutor(WAITING)
+    waiting = [users.submit(_ask, url, MODEL, PATIENCE_SECONDS) for _ in range(WAITING)]
     _line(0, "FAULT", "/api/generate hangs; others answer: " + _says_it_is_fine(url))
     for moment, what, words in _timeline(client, container, began):
         times.setdefault(what, moment)
@@ -59,16 +58,22 @@ def demo() -> None:
             break
     else:
         raise FailedError(f"Not healed within {PATIENCE_SECONDS} s. See: docker compose logs")
-    answered = _ask(url, 60)
-    _unload(url)
-    httpx.request("DELETE", f"{url}/api/delete", json={"model": MODEL}, timeout=10)
+    answered = _ask(url, MODEL, 60)
     _line(time.time() - began, "ANSWERS", f"a new request took {answered:.1f} s")
+    served = sum(one.exception() is None for one in waiting)
+    same = beside in _runners(container)
+    for name in (MODEL, BESIDE):
+        _unload(url, name)
+        httpx.request("DELETE", f"{url}/api/delete", json={"model": name}, timeout=10)
     say(
         f"""
   {times["CHECK"]:6.1f} s   until a check of the probe failed
   {times["UNHEALTHY"]:6.1f} s   until Docker reported it unhealthy (3 checks in a row)
-  {times["KILL"] - times["UNHEALTHY"]:6.2f} s   from there until autoheal killed it
-  {times["HEALTHY"] - times["KILL"]:6.1f} s   from there until it was healthy again
+  {times["HEAL"] - times["UNHEALTHY"]:6.2f} s   from there until autoheal began to heal it
+  {times["HEALTHY"] - times["HEAL"]:6.1f} s   from there until it was healthy again
+
+{served} of the {WAITING} users who waited got their answer.
+The other model's process {"never stopped" if same else "was stopped by the restart"}.
 
 Next: `docker compose exec autoheal autoheal history`, or the page of incidents.
 """
@@ -107,14 +112,28 @@ def _url(container: Container) -> str:
     return f"http://127.0.0.1:{published['HostPort']}"
 
 
-def _make_model(url: str) -> None:
+def _load(url: str, container: Container, model: str) -> int:
+    """Make and load a model; returns the id, in the container, of the process that serves it."""
+    _make_model(url, model)
+    _unload(url, model)  # an earlier demo's
+    others = _runners(container)  # another model may be loaded, which is left alone
+    _ask(url, model, 30)
+    runners = _runners(container) - others
+    if len(runners) != 1:
+        raise FailedError(
+            "The model is loaded, but its process was not found. Run `make demo` again."
+        )
+    return runners.pop()
+
+
+def _make_model(url: str, model: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.gguf"
         models.write(file, layers=2, width=128)
         digest = _upload(url, file.read_bytes())
     reply = httpx.post(
         f"{url}/api/create",
-        json={"model": MODEL, "files": {"model.gguf": digest}, "stream": False},
+        json={"model": model, "files": {"model.gguf": digest}, "stream": False},
         timeout=60,
     )
     if reply.status_code != 200:
@@ -127,16 +146,16 @@ def _upload(url: str, content: bytes) -> str:
     return digest
 
 
-def _ask(url: str, seconds: float) -> float:
+def _ask(url: str, model: str, seconds: float) -> float:
     """A user's request; returns how long it took."""
     began = time.monotonic()
-    body = {"model": MODEL, "prompt": "hello", "stream": False, "options": {"num_predict": 5}}
+    body = {"model": model, "prompt": "hello", "stream": False, "options": {"num_predict": 5}}
     httpx.post(f"{url}/api/generate", json=body, timeout=seconds).raise_for_status()
     return time.monotonic() - began
 
 
-def _wait_for_an_answer(url: str, answering: Event) -> None:
-    """A user's request that is being answered when the fault comes, and is cut off by the heal."""
+def _get_an_answer(url: str, answering: Event) -> None:
+    """A user's request that is being answered when the fault comes."""
     body = {"model": MODEL, "prompt": "hello", "options": {"num_predict": 1_000_000}}
     with (
         suppress(httpx.HTTPError),
@@ -146,9 +165,9 @@ def _wait_for_an_answer(url: str, answering: Event) -> None:
             answering.set()
 
 
-def _unload(url: str) -> None:
-    httpx.post(f"{url}/api/generate", json={"model": MODEL, "keep_alive": 0}, timeout=30)
-    while MODEL in httpx.get(f"{url}/api/ps", timeout=30).text:
+def _unload(url: str, model: str) -> None:
+    httpx.post(f"{url}/api/generate", json={"model": model, "keep_alive": 0}, timeout=30)
+    while f'"{model}:latest"' in httpx.get(f"{url}/api/ps", timeout=30).text:
         time.sleep(0.1)
 
 
@@ -170,7 +189,7 @@ def _timeline(
         until=int(began + PATIENCE_SECONDS),
     )
     said: set[str] = set()
-    killed = False
+    healing = False
     for event in events:
         moment = event["timeNano"] / 1e9 - began
         action = event["Action"]
@@ -178,19 +197,22 @@ def _timeline(
             continue
         if action.startswith("exec_die"):
             for entry in _checks(container):
-                if entry["Start"] not in said and entry["ExitCode"] != 0 and not killed:
+                if entry["Start"] not in said and entry["ExitCode"] != 0 and not healing:
                     said.add(entry["Start"])
                     verdict = parse(entry["Output"])
                     words = f"{verdict.reason}: {verdict.message}" if verdict else entry["Output"]
                     yield moment, "CHECK", words
         elif action == "health_status: unhealthy":
             yield moment, "UNHEALTHY", "Docker reports the container unhealthy"
-        elif action == "kill" and not killed:
-            killed = True
-            yield moment, "KILL", "autoheal restarts the container"
+        elif action.startswith("exec_create") and "end-runner" in action and not healing:
+            healing = True
+            yield moment, "HEAL", "autoheal ends only the stuck process"
+        elif action == "kill" and not healing:
+            healing = True
+            yield moment, "HEAL", "autoheal restarts the container"
         elif action == "start":
             yield moment, "START", "the container runs again"
-        elif action == "health_status: healthy" and killed:
+        elif action == "health_status: healthy" and healing:
             yield moment, "HEALTHY", "the health check passes"
 
 

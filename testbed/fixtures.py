@@ -164,6 +164,13 @@ def twin(ollama: Callable[..., Ollama], twin_image: str) -> Callable[..., Ollama
     return partial(ollama, image=twin_image)
 
 
+@pytest.fixture(params=["0.9.3", "twin"])
+def each_ollama(request: pytest.FixtureRequest) -> Callable[..., Ollama]:
+    """As `ollama`, once for each of the generations."""
+    name = "ollama" if request.param == "0.9.3" else "twin"
+    return request.getfixturevalue(name)  # type: ignore[no-any-return]
+
+
 @pytest.fixture
 def unchecked_twin(unchecked: Callable[..., Ollama], twin_image: str) -> Callable[..., Ollama]:
     """As `unchecked`, but a twin of today's Ollama."""

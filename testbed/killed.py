@@ -24,11 +24,11 @@ from autoheal.ledger import Ledger
 
 CALLS = (
     *("restart", "stop", "start", "rename", "remove", "create", "update_by_force"),
-    *("claim", "unclaim"),
+    *("claim", "unclaim", "run_in"),
 )
 
 CHANGES: dict[type, tuple[str, ...]] = {
-    Ledger: ("save", "begin", "plan", "step", "finish", "end", "close"),
+    Ledger: ("save", "begin", "plan", "step", "finish", "end", "drop", "close"),
     Engine: CALLS,
 }
 

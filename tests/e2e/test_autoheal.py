@@ -16,9 +16,11 @@ from docker.models.containers import Container
 
 from autoheal.incident import seconds_of
 from probe.report import Reason
+from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.containers import (
     AUTOHEAL,
+    OLLAMA,
     ROOT,
     SECOND,
     UNHEALTHY_FILE,
@@ -26,7 +28,7 @@ from testbed.containers import (
     healthcheck,
     idle_command,
 )
-from testbed.deadlines import scaled
+from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, scaled
 from testbed.engines import PrivateEngine
 from testbed.ollama import Ollama
 from testbed.webhook import Webhook
@@ -34,20 +36,82 @@ from testbed.webhook import Webhook
 Start = Callable[..., Autoheal]
 
 
-def test_a_frozen_runner_is_found_healed_and_answers_a_user(
+TIME_TO_ASK = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
+"""The default at least: in less there is no time to find out what holds up `/api/ps`."""
+
+
+def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
+    each_ollama: Callable[..., Ollama], autoheal: Start, webhook: Webhook
+) -> None:
+    server = each_ollama(TIME_TO_ASK)
+    healer = autoheal(WEBHOOK_URL=f"http://127.0.0.1:{webhook.port}/")
+    healer.wait_line(WATCHING)
+    server.wait_health("healthy")
+    server.embed("vector")
+    [other], before = runner.pids(server), server.started_at
+    with server.endless_request("tiny"):
+        [hung] = set(runner.pids(server)) - {other}
+        os.kill(hung, signal.SIGSTOP)
+        healer.wait_line("is unhealthy: stalled: tiny:latest gave no token within")
+        healer.wait_line(r"the runner of tiny:latest \(process \d+\) was ended", LONG_SECONDS)
+    assert server.generate("tiny")["done"]
+    healer.wait_line("is healthy again, .* after the end of the stuck runner")
+    assert server.started_at == before
+    assert other in runner.pids(server)
+    assert webhook.arrived.wait(scaled(ORDINARY_SECONDS))
+    [told] = webhook.received
+    assert "Successfully ended the stuck runner of the container!" in told["text"]
+
+
+def test_a_runner_that_hangs_again_at_once_means_a_restart(
     ollama: Callable[..., Ollama], autoheal: Start
 ) -> None:
-    server, healer = ollama(), autoheal()
+    server, healer = ollama(TIME_TO_ASK), autoheal(AUTOHEAL_SETTLE="600")
+    healer.wait_line(WATCHING)
+    server.wait_health("healthy")
+    before = server.started_at
+    for heal in ("ended the stuck runner", "restarted in"):
+        with server.endless_request("tiny"):
+            server.freeze("ollama runner")
+            healer.wait_line(heal, LONG_SECONDS)
+        server.wait_health("healthy")
+    assert server.started_at != before
+    assert server.generate("tiny")["done"]
+
+
+def test_a_ladder_without_the_runner_restarts_the_container(
+    ollama: Callable[..., Ollama], autoheal: Start
+) -> None:
+    server, healer = ollama(labels={"autoheal.ladder": "restart"}), autoheal()
     healer.wait_line(WATCHING)
     server.wait_health("healthy")
     before = server.started_at
     with server.endless_request("tiny"):
         server.freeze("ollama runner")
         server.wait_restarted(before)
-    healer.wait_line("is unhealthy: stalled: tiny:latest gave no token within")
     healer.wait_line("restarted in")
     healer.wait_line("is healthy again")
     assert server.generate("tiny")["done"]
+
+
+def test_what_is_well_when_its_turn_comes_is_not_touched(
+    start: Callable[..., Container], models: str, label: str, autoheal: Start
+) -> None:
+    stale = "echo 'unhealthy stalled (runner): of some time ago {}'; exit 1"
+    volumes = {models: {"bind": "/root/.ollama", "mode": "rw"}}
+    check = healthcheck(f"{stale} # ollama-probe")
+    server = Ollama(start(OLLAMA, labels={label: "true"}, healthcheck=check, volumes=volumes))
+    server.wait_listening()
+    server.generate("tiny")
+    before, runners = server.started_at, runner.pids(server)
+    healer = autoheal(AUTOHEAL_BACKOFF="0")
+    healer.wait_line("not healed: no runner has to be ended: healthy")
+    server.wait_checks(5)
+    assert (server.started_at, runner.pids(server)) == (before, runners)
+    assert not [line for line in healer.lines if "restarting" in line]
+    refused = healer.command("heal", server.name, "--action", "runner", fails=True)
+    assert "no runner has to be ended: healthy" in refused
+    assert json.loads(healer.command("history", "--json"))[0]["attempts"] == []
 
 
 def test_a_frozen_server_is_api_down_and_healed(

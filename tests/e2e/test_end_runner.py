@@ -26,12 +26,6 @@ def start_unchecked(request: pytest.FixtureRequest) -> Start:
     return request.getfixturevalue(name)  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=["0.9.3", "twin"])
-def start_checked(request: pytest.FixtureRequest) -> Start:
-    """The same, with a HEALTHCHECK."""
-    return request.getfixturevalue("ollama" if request.param == "0.9.3" else "twin")  # type: ignore[no-any-return]
-
-
 TIMEOUT = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
 """The default at least: in less there is no time to find out what holds up `/api/ps`."""
 
@@ -98,9 +92,9 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
 
 
 def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
-    start_checked: Start,
+    each_ollama: Start,
 ) -> None:
-    server = start_checked({"PROBE_HEAL": "runner", **TIMEOUT})
+    server = each_ollama({"PROBE_HEAL": "runner", **TIMEOUT})
     server.wait_listening()
     server.embed("vector")
     [other] = runner.pids(server)

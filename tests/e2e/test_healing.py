@@ -164,7 +164,7 @@ def test_a_container_that_recovers_within_its_delay_is_left_alone(
 @pytest.mark.parametrize(
     ("labels", "line"),
     [
-        ({"autoheal.dry-run": "true"}, "dry run: this would be a restart"),
+        ({"autoheal.dry-run": "true"}, "dry run: the restart would follow"),
         ({"autoheal.action": "none"}, "autoheal.action=none leaves it to an operator"),
         ({"autoheal.ladder": "redeploy"}, "it belongs to no Compose service"),
     ],

@@ -28,11 +28,23 @@ WITH_SIDE = ("restart", "recreate")
 """Actions that are tried with a second container in the first one's network."""
 
 STEPS = {
+    "runner": {"end runner", "check"},
     "restart": {"restart"},
     "recreate": {"create", "stop", "set aside", "rename", "start", "remove"},
     "redeploy": {"create", "stop", "set aside", "rename", "start", "remove"},
     "stop": {"stop"},
 }
+
+
+PROBE = f"""#!/bin/sh
+if [ "$1" = check ]; then
+    test ! -e {UNHEALTHY_FILE} && echo 'healthy ready: well {{}}' && exit 0
+    echo 'unhealthy stalled (runner): hangs {{}}' && exit 1
+fi
+test ! -e {UNHEALTHY_FILE} && echo '{{"message": "no runner has to be ended"}}' && exit 3
+rm {UNHEALTHY_FILE} && echo '{{"message": "ended"}}'
+"""
+"""Stands in for the probe: what is killed here is autoheal, and the fault must be quick to make."""
 
 
 @dataclass
@@ -76,7 +88,15 @@ class World:
                 "com.docker.compose.service": "main",
                 "com.docker.compose.container-number": "1",
             }
-        self._start(self.name, labels, healthcheck=healthcheck(interval=1))
+        if self.action == "runner":
+            probe = self.directory / "ollama-probe"
+            probe.write_text(PROBE)
+            probe.chmod(0o755)
+            check = healthcheck(["CMD", "/stand-in/ollama-probe", "check"], interval=1)
+            volumes = {str(self.directory): {"bind": "/stand-in", "mode": "ro"}}
+            self._start(self.name, labels, healthcheck=check, volumes=volumes)
+        else:
+            self._start(self.name, labels, healthcheck=healthcheck(interval=1))
         if self.action not in WITH_SIDE:
             return
         beside = {"network_mode": f"container:{self.name}", "healthcheck": {"test": ["NONE"]}}
@@ -237,7 +257,7 @@ def worlds(
 @pytest.mark.parametrize(
     "action",
     # A redeploy of one container takes the same steps as its recreation.
-    ["restart", "recreate", "stop", pytest.param("redeploy", marks=pytest.mark.more)],
+    ["runner", "restart", "recreate", "stop", pytest.param("redeploy", marks=pytest.mark.more)],
 )
 def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
     action: str, worlds: Any

@@ -29,7 +29,6 @@ from autoheal.settings import Policy
 from probe.report import Reason, Verdict, render
 
 NOW = 100_000.0
-WATCHED = Policy(watched=True)
 SICK = Sighting("c0ffee", "ollama", "running", Health.UNHEALTHY)
 WELL = replace(SICK, health=Health.HEALTHY)
 FRESH = Incident("ollama", "c0ffee", opened=NOW)
@@ -40,6 +39,9 @@ SWARM = replace(SICK, name="s.1.x", labels={SWARM_SERVICE_ID: "x", SWARM_SERVICE
 RESTART, RECREATE, REDEPLOY = Action.RESTART, Action.RECREATE, Action.REDEPLOY
 END = "redeploy", 3
 LADDER = (RESTART, RESTART, RECREATE, REDEPLOY)
+WATCHED = Policy(watched=True, ladder=LADDER)
+USUAL = Policy(watched=True)
+"""With the ladder that holds by default, which begins with the runner."""
 
 
 def line(reason: Reason | str, healthy: bool = False) -> str:
@@ -55,6 +57,12 @@ def tried(*rungs: int, ago: float = 10_000, error: str | None = None) -> Inciden
     """An incident with attempts at these rungs, the last of which ended so long ago."""
     attempts = tuple(Attempt(NOW - ago, LADDER[r], r, NOW - ago, error) for r in rungs)
     return replace(FRESH, opened=NOW - ago, attempts=attempts)
+
+
+def after_the_runner() -> Incident:
+    """An incident in which the stuck runner was ended some time ago."""
+    attempt = Attempt(NOW - 20, Action.RUNNER, 0, NOW - 15)
+    return replace(FRESH, opened=NOW - 20, attempts=(attempt,))
 
 
 def left_stopped(ago: float) -> Incident:
@@ -270,6 +278,17 @@ def test_our_probe_is_known_by_its_command_or_by_what_it_printed(
         (replace(SICK, line=line(Reason.GPU_LOST)), FRESH, WATCHED, "restart", 0),
         (replace(SICK, line=line(Reason.CPU_FALLBACK)), tried(0, 1), WATCHED, "recreate", 2),
         (says("stalled", "runner"), FRESH, WATCHED, "restart", 0),
+        # only what is stuck is ended, where the probe says so; a restart is next
+        (says("stalled", "runner"), FRESH, USUAL, "runner", 0),
+        (says("stalled", "runner"), after_the_runner(), USUAL, "restart", 1),
+        (says("stalled", "restart"), FRESH, USUAL, "restart", 1),
+        (says("api_down", "restart"), after_the_runner(), USUAL, "restart", 1),
+        (SICK, FRESH, USUAL, "restart", 1),
+        (replace(SICK, line="feeling sick"), FRESH, USUAL, "restart", 1),
+        (replace(SICK, complaint="over_limit", health=Health.HEALTHY), FRESH, USUAL, "restart", 1),
+        (replace(SWARM, line=says("stalled", "runner").line), tried(0), USUAL, "redeploy", 4),
+        (says("stalled", "runner"), FRESH, replace(USUAL, action=RESTART), "restart", 0),
+        (says("api_down", "restart"), FRESH, replace(USUAL, action=Action.RUNNER), None, 0),
         # an older probe wants a new container at once
         (says("gpu_lost", "recreate"), FRESH, WATCHED, "recreate", 2),
         (says("cpu_fallback", "recreate"), tried(0), WATCHED, "recreate", 2),

@@ -489,7 +489,8 @@ function choice(label, options) {
 
 function askHeal(one) {
   const [label, select] = choice("Action", [
-    ["restart", "restart it"], ["recreate", "recreate it: the same container, made anew"],
+    ["restart", "restart it"], ["runner", "end only the runner that a model is stalled in"],
+    ["recreate", "recreate it: the same container, made anew"],
     ["redeploy", "redeploy its service"], ["stop", "stop it"],
   ]);
   ask(`Heal ${one.container}?`, "Its users are cut off until it is back.", [label], "Heal", () =>
