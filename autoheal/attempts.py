@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autoheal.decide import RECHECK_SECONDS, Decision
+from autoheal.decide import Decision
 from autoheal.engine import Engine, EngineError, GoneError, UnreachableError, until_answered
 from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident, Sighting
@@ -190,15 +190,21 @@ class Attempts:
 
     def _end(self, number: int, none: Done, attempt: Attempt, result: Result) -> Done:
         ended = time.time()
-        if result.refused is not None:  # no attempt: its rung is still to be taken
-            self._ledger.drop(number)
-            self._leases.give_back(none.subject)
-            return replace(none, why_not=result.refused, again=ended + RECHECK_SECONDS)
         attempt = replace(
             attempt, ended=ended, error=result.error, left_stopped=result.left_stopped
         )
+        if attempt.action is Action.RUNNER:
+            checked = self._last_check(result.container)
+            attempt = replace(attempt, refused=result.refused, checked=checked)
         self._ledger.end(number, attempt, result.container)
         return replace(none, attempt=attempt, container=result.container)
+
+    def _last_check(self, container: str) -> float | None:
+        try:
+            checks = self._engine.look(container).checks
+        except EngineError:
+            return None
+        return checks[-1].at if checks else 0.0
 
     def _take_lease(self, subject: str) -> float | None:
         try:

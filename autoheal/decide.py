@@ -30,6 +30,12 @@ JITTER = 0.25
 TIMEOUTS_IN_A_ROW = 3
 """So many checks that Docker had to end show a fault, where our probe ends in time by itself."""
 
+MOST_ENDED = 3
+"""A runner is not ended after so many attempts within the window: ending it does not help."""
+
+LOOK_SECONDS = 2.0
+"""How soon a container is inspected again whose runner was ended."""
+
 RECHECK_SECONDS = 10.0
 """How soon a container is inspected again whose last check has proven nothing."""
 
@@ -193,9 +199,10 @@ def _next_step(
     paused_until: float | None,
 ) -> Decision:
     last = incident.attempts[-1] if incident.attempts else None
-    rung = next_rung(sighting, incident, policy)
+    rung = next_rung(sighting, incident, policy, now)
     if rung is None and last is None:
-        words = f"nothing on its ladder can be done to it: {_impossible(sighting, policy)}"
+        reasons = dict.fromkeys(filter(None, (why_not(one, sighting) for one in policy.rungs)))
+        words = f"nothing on its ladder can be done to it: {' and '.join(reasons)}"
         return Decision(Verb.ASK, f"{why}; {words}")
     spent = spent_since(incident, now - policy.window)
     if rung is None or spent >= policy.max_attempts:
@@ -213,46 +220,71 @@ def _next_step(
     if now < until and not clock_was_set_back:
         words = f"the {action.noun} follows in {until - now:.0f} s"
         return Decision(Verb.WAIT, f"{why}; {words}", until)
+    if last is not None and not _is_judged(sighting, last, now):
+        words = "the next health checks show whether it helped"
+        return Decision(Verb.WAIT, f"{why}; {words}", now + LOOK_SECONDS)
     if policy.dry_run:
         return Decision(Verb.TELL, f"{why}; dry run: the {action.noun} would follow")
     return Decision(Verb.ACT, why, action=action, rung=rung)
 
 
-def next_rung(sighting: Sighting, incident: Incident, policy: Policy) -> int | None:
+def next_rung(sighting: Sighting, incident: Incident, policy: Policy, now: float) -> int | None:
     """Where to step on the ladder now; None at its end.
 
     A fault that only a new container cures steps over what is milder, if there is anything
-    stronger; what cannot be done to this container is stepped over too.
+    stronger; what cannot be done to this container is stepped over too, and so is the end of a
+    runner that comes back again and again.
     """
     verdict = parse(sighting.line)
     first = incident.attempts[-1].rung + 1 if incident.attempts else 0
     left = [
         (rung, action)
         for rung, action in enumerate(policy.rungs)
-        if rung >= first and possible(action, sighting, policy)
+        if rung >= first and possible(action, sighting)
     ]
     if verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RECREATE:
         left = [(r, a) for r, a in left if a is not Action.RESTART] or left
+    if policy.action is None and spent_since(incident, now - policy.window) >= MOST_ENDED:
+        left = [(r, a) for r, a in left if a is not Action.RUNNER]
     return left[0][0] if left else None
 
 
-def possible(action: Action, sighting: Sighting, policy: Policy) -> bool:
+def possible(action: Action, sighting: Sighting) -> bool:
     """Whether an action can be done to a container without harm."""
+    return why_not(action, sighting) is None
+
+
+def why_not(action: Action, sighting: Sighting) -> str | None:
+    """Why an action cannot be done to a container; None where it can."""
     if sighting.is_swarm_task:
-        return action is Action.REDEPLOY  # Swarm owns its tasks
-    if action is Action.RUNNER:
-        return _names_a_runner(sighting)
-    if action is Action.REDEPLOY:
-        return sighting.is_of_compose
-    if action is Action.RECREATE:
-        return not sighting.auto_remove  # once stopped there would be no way back
-    return True
+        words = "Swarm owns its tasks, and only a redeploy goes through Swarm"
+        return None if action is Action.REDEPLOY else words
+    if action is Action.RUNNER and not _names_a_runner(sighting):
+        return "its last check names no runner that has to be ended"
+    if action is Action.REDEPLOY and not sighting.is_of_compose:
+        return "it belongs to no Compose service"
+    if action is Action.RECREATE and sighting.auto_remove:  # there would be no way back
+        return "it is removed when it stops (--rm), so it cannot be recreated"
+    return None
 
 
 def _names_a_runner(sighting: Sighting) -> bool:
     """Whether the last check says that ending one runner would help; an older probe never does."""
     verdict = parse(sighting.line)
     return verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RUNNER
+
+
+def _is_judged(sighting: Sighting, last: Attempt, now: float) -> bool:
+    """Whether the sighting rests on a check that began after the last attempt.
+
+    Where that ended a runner, and the container went on, its health is of before until then. The
+    engine's clock may not be ours: its times are compared with each other only.
+    """
+    ended = last.at if last.ended is None else last.ended
+    if last.action is not Action.RUNNER or not ended <= now < ended + sighting.check_seconds:
+        return True
+    # The first of them may have begun before.
+    return last.checked is not None and sum(c.at > last.checked for c in sighting.checks) >= 2
 
 
 def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:
@@ -305,7 +337,8 @@ def outcome(
         return "replaced"
     if incident.healthy_since is None or now - incident.healthy_since < policy.settle:
         return None
-    return "healed" if incident.attempts and not incident.given_up else "recovered"
+    done = any(not attempt.refused for attempt in incident.attempts)
+    return "healed" if done and not incident.given_up else "recovered"
 
 
 def after_sighting(incident: Incident, sighting: Sighting, now: float) -> Incident:
@@ -327,16 +360,6 @@ def _left_stopped(sighting: Sighting, last: Attempt | None) -> bool:
         and last.left_stopped is not None
         and (sighting.state, sighting.finished_at) == ("exited", last.left_stopped)
     )
-
-
-def _impossible(sighting: Sighting, policy: Policy) -> str:
-    if sighting.is_swarm_task:
-        return "Swarm owns its tasks, and only a redeploy goes through Swarm"
-    if policy.action is Action.RUNNER:
-        return "its last check names no runner that has to be ended"
-    if sighting.auto_remove:
-        return "it is removed when it stops (--rm), so it cannot be recreated"
-    return "it belongs to no Compose service"
 
 
 def _times(count: int) -> str:

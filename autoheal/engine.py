@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
-from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import docker
 import requests
 from docker.tls import TLSConfig
 from docker.utils import parse_host
+from docker.utils.socket import frames_iter
 
 from autoheal.incident import STACK, Check, Health, Sighting, seconds_of
 from autoheal.recipe import NAMESPACES, Inspection, Recipe
@@ -50,6 +50,10 @@ class GoneError(EngineError):
 
 class ConflictError(EngineError):
     """The name is taken, or what the call was about is in use."""
+
+
+class HangError(EngineError):
+    """A command in a container did not end in time; nobody can end it from outside."""
 
 
 class ForbiddenError(EngineError):
@@ -233,19 +237,18 @@ class Engine:
 
         def call(client: Any) -> tuple[int, str]:
             job = client.exec_create(container, list(command))["Id"]
-            answer: Future[bytes] = Future()
-
-            def wait() -> None:  # docker-py reads what a command prints without a limit
+            with closing(client.exec_start(job, socket=True)) as connection:
+                ended = threading.Timer(limit, _shut, [connection.fileno()])
+                ended.start()  # docker-py reads what a command prints without a limit
                 try:
-                    answer.set_result(client.exec_start(job))
-                except Exception as error:
-                    answer.set_exception(error)
-
-            threading.Thread(target=wait, daemon=True).start()
-            if not futures.wait([answer], limit).done:
-                raise EngineError(f"{' '.join(command)} did not end within {limit:g} s")
-            output = answer.result()
-            return client.exec_inspect(job)["ExitCode"], output.decode(errors="replace")
+                    frames = frames_iter(connection, tty=False)  # type: ignore[no-untyped-call]
+                    output = b"".join(data for _, data in frames)
+                finally:
+                    ended.cancel()
+            code = client.exec_inspect(job)["ExitCode"]
+            if code is None:
+                raise HangError(f"{' '.join(command)} did not end within {limit:g} s")
+            return code, output.decode(errors="replace")
 
         return self._call(container, call)
 
@@ -455,11 +458,17 @@ def _sighting(attributes: dict[str, Any]) -> Sighting:
     )
 
 
+def _shut(connection: int) -> None:
+    """End a connection that another thread reads from."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection)) as one:
+        one.shutdown(socket.SHUT_RDWR)
+
+
 def _check_seconds(healthcheck: dict[str, Any]) -> float:
-    """The longest time from the begin of a check to the begin of the next; Docker's own 30 s where
-    it says nothing."""
-    times = (healthcheck.get(key) or 30e9 for key in ("Interval", "Timeout"))
-    return float(sum(times)) / 1e9
+    """After how long a check is over that begins from now on: one may be under way. Docker's own
+    30 s where it says nothing."""
+    interval, timeout = (healthcheck.get(key) or 30e9 for key in ("Interval", "Timeout"))
+    return float(timeout + interval + timeout) / 1e9
 
 
 def _shares(inspection: Inspection) -> frozenset[str]:

@@ -40,7 +40,7 @@ from autoheal.incident import (
 from autoheal.ledger import Ledger, Operation
 from autoheal.recipe import recipe, sources_of_volumes
 from autoheal.settings import Policy
-from autoheal.stuck_runner import RefusedError, await_check, end_runner
+from autoheal.stuck_runner import end_runner
 
 STAYS_UP_SECONDS = 1.0
 """A new container that runs for this long runs; the old one is removed then."""
@@ -79,13 +79,13 @@ class Result:
         error: why it failed; None when it did not.
         container: the id that the healed container has now; empty where Swarm made others.
         left_stopped: its `finished_at`, when the failure left it stopped.
-        refused: why nothing had to be done; None when it was done.
+        refused: there was nothing to end.
     """
 
     error: str | None
     container: str
     left_stopped: str | None = None
-    refused: str | None = None
+    refused: bool = False
 
 
 def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> Plan:
@@ -161,24 +161,21 @@ class Healer:
         healed: list[str] = []
         replaced: dict[str, str] = {}
         error: str | None = None
-        refused: str | None = None
+        refused = False
         for operation in operations:
             following = bool(operation.facts.get("follows"))
             harmless = operation.step in ("planned", "create") and not following
-            harmless = harmless and operation.kind != Action.RUNNER  # it looks again by itself
             try:
                 if operation.outcome is None and resumed and harmless:
                     operation = self._take(operation, call_off=True)
                 elif operation.outcome is None and (error is None or following):
                     operation = self._take(operation)
+                refused = refused or bool(operation.facts.get("refused"))
                 if operation.outcome in ("failed", "undone"):
                     error = error or "autoheal was ended in the middle of it"
             except HealError as problem:
                 error = error or str(problem)
                 operation = self._ledger.reload(operation)
-            except RefusedError as refusal:
-                refused = str(refusal)
-                continue
             if operation.outcome != "done" and not operation.facts.get("stopped"):
                 continue  # nothing was done to it that anybody would have to follow
             new = operation.facts.get("new_id")
@@ -193,7 +190,8 @@ class Healer:
         containers = [one for one in operations if one.kind in _OF_CONTAINERS]
         old = containers[0].facts.get("id", "") if containers else ""
         now = replaced.get(old, old)
-        return Result(error, now, self._left_stopped(now, began) if error else None, refused)
+        stops = error is not None and Action.RUNNER not in kinds
+        return Result(error, now, self._left_stopped(now, began) if stops else None, refused)
 
     # -- one operation
 
@@ -202,7 +200,6 @@ class Healer:
 
         Raises:
             HealError: when it failed; what was there before is back, as far as it can be.
-            RefusedError: when there was nothing to do.
         """
         kinds: dict[str, Callable[[Operation], Operation]] = {
             Action.RUNNER: self._runner,
@@ -229,9 +226,6 @@ class Healer:
                 except (HealError, EngineError) as error:
                     self._ledger.finish(operation, "failed")
                     raise HealError(str(error)) from None
-                except RefusedError:
-                    self._ledger.finish(operation, "undone")
-                    raise
 
     def _call_off(self, operation: Operation) -> None:
         half_made = operation.facts.get("new_name") and self._engine.find(
@@ -249,13 +243,12 @@ class Healer:
 
     def _runner(self, operation: Operation) -> Operation:
         container = operation.facts["id"]
-        if operation.step != "check":
-            operation = self._ledger.step(operation, "end runner")
-            words = end_runner(self._engine, self._engine.look(container))
-            _log.info("%s: %s", operation.name, words)
-            operation = self._ledger.step(operation, "check")
-        # Until then Docker's health is of before, and would lead to a restart.
-        await_check(self._engine, container)
+        again = operation.step == "end runner"  # whose answer was lost
+        operation = self._ledger.step(operation, "end runner")
+        answer = end_runner(self._engine, container, self._engine.look(container).test)
+        _log.info("%s: %s", operation.name, answer.words)
+        if not answer.ended and not again:
+            operation = self._ledger.step(operation, "refused", refused=True)
         return operation
 
     def _restart(self, operation: Operation) -> Operation:

@@ -84,7 +84,7 @@ class Sighting:
         line: the output of its last check.
         test: the command of its HEALTHCHECK, as Docker has it (`CMD`, ...); empty without one.
         checks: its health log, oldest first. Docker keeps five, those of earlier starts too.
-        check_seconds: the longest time from the begin of a check to the begin of the next.
+        check_seconds: after so long a health check is over that begins from now on.
         started_at: when it last started, as Docker writes it.
         finished_at: when it last stopped, as Docker writes it.
         labels: all of them.
@@ -146,6 +146,9 @@ class Attempt:
         ended: when it was over; None while it is under way.
         error: why it failed; None when it did not.
         left_stopped: the container's `finished_at`, when the failure left it stopped.
+        refused: there was no runner that had to be ended. Not kept in the ledger.
+        checked: after a runner was to be ended, when the newest health check had begun, by the
+            engine's clock; None where that is not known. Not kept in the ledger.
     """
 
     at: float
@@ -154,6 +157,8 @@ class Attempt:
     ended: float | None = None
     error: str | None = None
     left_stopped: str | None = None
+    refused: bool = False
+    checked: float | None = None
 
 
 @dataclass(frozen=True)

@@ -308,12 +308,6 @@ class Ledger:
                 (ended.ended, ended.error, ended.left_stopped, attempt),
             )
 
-    @_survives
-    def drop(self, attempt: int) -> None:
-        """An attempt has done nothing, since there was nothing to do."""
-        with self._writing() as db:
-            db.execute("DELETE FROM attempts WHERE id = ?", (attempt,))
-
     def unfinished(self) -> list[Unfinished]:
         """Attempts whose end was not written down, oldest first."""
         with self._reading() as db:

@@ -3,76 +3,55 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from autoheal.engine import Engine, EngineError, GoneError
-from autoheal.incident import PROBE_COMMAND, Health, Sighting
+from autoheal.engine import Engine, EngineError, ForbiddenError
+from autoheal.incident import PROBE_COMMAND
 
-END_SECONDS = 300.0
-"""How long the probe may take for it; it ends within its own PROBE_TIMEOUT and a few seconds."""
+END_SECONDS = 330.0
+"""How long the probe may take for it: the longest PROBE_TIMEOUT, and what it takes to end."""
 
-JUDGED_AFTER = 2
-"""So many checks later one has begun after the runner ended; the first was under way then."""
-
-MOST_SECONDS = 300.0
-"""No check is waited for longer."""
-
-LOOK_SECONDS = 0.5
-
-_REFUSED = 3
+_ENDED, _REFUSED = 0, 3
 
 
-class RefusedError(Exception):
-    """The probe has checked again, and found no runner that has to be ended; its text says what."""
+@dataclass(frozen=True)
+class Answer:
+    """What the probe says: in words, and whether it has ended a process."""
+
+    words: str
+    ended: bool
 
 
-def end_runner(engine: Engine, container: Sighting) -> str:
-    """Have the probe in a container end the process that it finds stalled; its words.
+def end_runner(engine: Engine, container: str, test: Sequence[str]) -> Answer:
+    """Have the probe in a container end the process that it finds stalled.
 
     The probe makes a check of its own before, and ends nothing that is well by then.
 
+    Args:
+        engine: where the container runs.
+        container: its id.
+        test: its health check's command, as Docker has it (`CMD`, ...).
+
     Raises:
-        RefusedError: it has ended nothing, since there is nothing to end.
-        EngineError: it could not be run, or could not end the process.
+        EngineError: the probe could not be run, or could not end the process.
     """
-    program = probe_program(container.test)
+    program = probe_program(test)
     command = [program, "end-runner", "--format", "json"]
-    code, output = engine.run_in(container.id, command, END_SECONDS)
     try:
-        said = str(json.loads(output)["message"])
+        code, output = engine.run_in(container, command, END_SECONDS)
+    except ForbiddenError as error:
+        return Answer(f"nothing may be run in the container: {error}", ended=False)
+    try:
+        words = str(json.loads(output)["message"])
     except (ValueError, LookupError, TypeError):
-        words = " ".join(output.split())[-200:]
-        raise EngineError(f"`{program} end-runner` ended with {code}: {words}") from None
-    if code == _REFUSED:
-        raise RefusedError(said)
-    if code != 0:
-        raise EngineError(said)
-    return said
+        words = f"`{program} end-runner` ended with {code}: {' '.join(output.split())[-200:]}"
+    if code not in (_ENDED, _REFUSED):
+        raise EngineError(words)
+    return Answer(words, ended=code == _ENDED)
 
 
 def probe_program(test: Sequence[str]) -> str:
-    """How a health check calls the probe, from its command as Docker has it (`CMD`, ...)."""
+    """How a health check calls the probe."""
     words = " ".join(test).split()
     return next((word for word in words if word.endswith(PROBE_COMMAND)), PROBE_COMMAND)
-
-
-def await_check(engine: Engine, container: str) -> None:
-    """Wait until Docker's health is what a check says that began after this call.
-
-    By the engine's own times alone: its clock may not be ours.
-    """
-    try:
-        before = engine.look(container)
-        last = before.checks[-1].at if before.checks else 0.0
-        limit = time.monotonic() + min(JUDGED_AFTER * before.check_seconds, MOST_SECONDS)
-        now = before
-        while (now.state, now.health) == ("running", Health.UNHEALTHY):
-            if sum(check.at > last for check in now.checks) >= JUDGED_AFTER:
-                return
-            if time.monotonic() > limit:
-                return
-            time.sleep(LOOK_SECONDS)
-            now = engine.look(container)
-    except GoneError:
-        return

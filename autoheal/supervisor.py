@@ -17,7 +17,7 @@ from types import FrameType
 from autoheal import heartbeat
 from autoheal.attempts import Attempts, Done, Turn
 from autoheal.board import Board
-from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, possible
+from autoheal.decide import Decision, Verb, after_sighting, decide, outcome, why_not
 from autoheal.engine import Engine, EngineError, GoneError
 from autoheal.incident import Action, Attempt, Health, Incident, News, Sighting, seconds_of
 from autoheal.ledger import Ledger, Request
@@ -257,20 +257,22 @@ class Supervisor:
     def _well_again(
         self, sighting: Sighting, incident: Incident, rules: Policy, now: float
     ) -> None:
-        if not incident.attempts:
+        attempts = [one for one in incident.attempts if not one.refused]
+        if not attempts:
             _log.info("%s is healthy again; nothing was done", sighting.name)
             return
-        last = incident.attempts[-1]
+        last = attempts[-1]
         self.metrics.healed(last.action, now - incident.opened)
         took = f"{now - last.at:.1f} s after the {last.action.noun}"
         _log.info("%s is healthy again, %s", sighting.name, took)
+        done = _PAST[last.action] + (" in" if last.action is Action.RUNNER else "")
         if not incident.given_up and last.error is None:
             self._tell(
                 News.HEALED,
                 sighting.name,
                 # docker-autoheal's words first, which people's receivers may look for
                 f"Container {sighting.name} ({sighting.id[:12]}) found to be unhealthy. "
-                f"Successfully {_PAST[last.action]} the container! It is healthy again, {took}. "
+                f"Successfully {done} the container! It is healthy again, {took}. "
                 f"It was: {incident.why}",
                 rules,
             )
@@ -376,13 +378,8 @@ class Supervisor:
                 self._ledger.answer(done.request, error or "done")
 
     def _no_attempt(self, done: Done) -> None:
-        incident = self._incidents.get(done.subject)
-        if incident is not None:  # an earlier life's attempt may have come to nothing
-            ended = tuple(one for one in incident.attempts if one.ended is not None)
-            self._incidents[done.subject] = replace(incident, attempts=ended)
-        if incident is not None and done.sighting is not None:
-            what, _, _ = done.why_not.partition(":")
-            self._say_once(done.sighting, f"not healed: {done.why_not}", f"not healed: {what}")
+        if done.subject in self._incidents and done.sighting is not None:
+            self._say_once(done.sighting, f"not healed: {done.why_not}")
         if done.again is not None:
             self._later[done.subject] = done.again
 
@@ -408,7 +405,7 @@ class Supervisor:
             self._tell(News.FAILED, done.subject, text, rules)
         else:
             took = (attempt.ended or attempt.at) - attempt.at
-            past = _PAST[attempt.action].removesuffix(" of")
+            past = "nothing had to be ended" if attempt.refused else _PAST[attempt.action]
             _log.info("%s: %s in %.1f s (attempt %d)", done.subject, past, took, len(attempts))
             if sighting is not None and attempt.action not in (Action.STOP, Action.RUNNER):
                 self._notifier.restarted(
@@ -456,8 +453,10 @@ class Supervisor:
         action = request.action or Action.RESTART
         subject = sighting.subject
         itself = sighting.id == self.own_id and action is not Action.RESTART
-        if itself or not possible(action, sighting, rules):
-            self._ledger.answer(request.id, f"{action} cannot be done to {sighting.name}")
+        reason = "it is autoheal itself" if itself else why_not(action, sighting)
+        if reason is not None:
+            answer = f"{action} cannot be done to {sighting.name}: {reason}"
+            self._ledger.answer(request.id, answer)
             return
         now = time.time()
         if subject not in self._incidents:
@@ -503,7 +502,7 @@ class Supervisor:
 
 
 _PAST = {
-    Action.RUNNER: "ended the stuck runner of",
+    Action.RUNNER: "ended the stuck runner",
     Action.RESTART: "restarted",
     Action.RECREATE: "recreated",
     Action.REDEPLOY: "redeployed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from probe.memory import Memory
     from probe.observation import Observation
 
+    Save = Callable[[Memory], bool]
+    Act = Callable[[Verdict, Observation, Memory, Save], tuple[Verdict, Memory]]
 
-def look(settings: Settings, *, heal: bool = False) -> tuple[Verdict, Observation]:
+
+def look(settings: Settings, act: Act | None = None) -> tuple[Verdict, Observation]:
     """Make one check within `settings.timeout` seconds: the verdict, and what it rests on.
 
     Args:
         settings: the probe's settings.
-        heal: do what they say about a model that is stalled (`PROBE_HEAL`).
+        act: what to do about what was found, while no other check looks. It gets the verdict, what
+            it rests on, what the next check should know, and a function that leaves that for it
+            and says whether it could; it returns the first and the third, changed or not.
     """
     from probe.deadline import alarm
     from probe.judge import judge
@@ -38,10 +43,8 @@ def look(settings: Settings, *, heal: bool = False) -> tuple[Verdict, Observatio
         past = file.load()
         observation = observe(settings, past, end)
         verdict, present = judge(observation, past, settings, time.monotonic())
-        if heal and (verdict.remedy is Remedy.RUNNER or present.suspect):
-            from probe.end_runner import heal as end_stalled
-
-            verdict, present = end_stalled(verdict, observation, present, file.save)
+        if act is not None:
+            verdict, present = act(verdict, observation, present, file.save)
         file.save(present)
     finally:
         file.release()
@@ -78,7 +81,8 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
     try:
         settings = Settings.from_flags_and_env(flags, os.environ)
         # A person who looks, at a terminal, ends nothing.
-        verdict, _ = look(settings, heal=settings.heal == "runner" and not os.isatty(0))
+        heals = settings.heal == "runner" and not os.isatty(0)
+        verdict, _ = look(settings, _heal if heals else None)
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
     except Exception as error:  # no fault of the server's, and no reason to restart it
@@ -87,3 +91,13 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
     print(to_json(verdict) if as_json else render(verdict), flush=True)
     # An NVML call that hangs holds a thread; the verdict is out, so nothing waits for it.
     os._exit(verdict.exit_code)
+
+
+def _heal(
+    verdict: Verdict, observation: Observation, memory: Memory, save: Save
+) -> tuple[Verdict, Memory]:
+    if verdict.remedy is not Remedy.RUNNER and not memory.suspect:
+        return verdict, memory  # without what it takes to import the rest
+    from probe.end_runner import heal
+
+    return heal(verdict, observation, memory, save)

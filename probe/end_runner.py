@@ -28,6 +28,9 @@ _NOT_ENDED = {
 }
 
 
+_ENDED = "its runner was ended (end-runner)"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of `end-runner`.
@@ -74,7 +77,24 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
     """
     from probe.check import look
 
-    verdict, observation = look(settings)
+    outcomes: list[Outcome] = []
+
+    def act(
+        verdict: Verdict, observation: Observation, memory: Memory, save: object
+    ) -> tuple[Verdict, Memory]:
+        outcome = _end(verdict, observation, model, dry_run=dry_run)
+        outcomes.append(outcome)
+        if outcome.result == "ended":  # no check repeats it that has no time to look
+            _, memory = _with(verdict, with_suspect(memory, None), _ENDED, Remedy.NONE)
+        return verdict, memory
+
+    look(settings, act)
+    return outcomes[0]
+
+
+def _end(
+    verdict: Verdict, observation: Observation, model: str | None, *, dry_run: bool
+) -> Outcome:
     runner = culprit(verdict, observation, model)
     if runner is None:
         asked = f" of {model}" if model else ""

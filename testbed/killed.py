@@ -28,7 +28,7 @@ CALLS = (
 )
 
 CHANGES: dict[type, tuple[str, ...]] = {
-    Ledger: ("save", "begin", "plan", "step", "finish", "end", "drop", "close"),
+    Ledger: ("save", "begin", "plan", "step", "finish", "end", "close"),
     Engine: CALLS,
 }
 

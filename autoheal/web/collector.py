@@ -18,7 +18,7 @@ import psutil
 
 from autoheal import __version__, commands
 from autoheal.board import Board, Row
-from autoheal.engine import Engine, EngineError, Usage
+from autoheal.engine import Engine, EngineError, HangError, Usage
 from autoheal.ledger import EVERYBODY, Ledger
 from autoheal.settings import Settings
 from probe.devices import read_all
@@ -32,6 +32,9 @@ INTERVAL_SECONDS = 2.0
 
 PROBE_SECONDS = 5.0
 """How often a container's probe is asked for its models and GPUs."""
+
+HANG_SECONDS = 600.0
+"""A probe that did not end is not asked again for so long."""
 
 HISTORY_SECONDS = 3600.0
 POINT_SECONDS = 5.0
@@ -340,6 +343,7 @@ class Collector:
         return begun
 
     def _ask_probe(self, container: str, name: str) -> None:
+        pause = 0.0
         try:
             _, output = self._engine.run_in(container, _STATUS)
             said = json.loads(output[output.index("{") :])
@@ -350,8 +354,10 @@ class Collector:
         except (EngineError, ValueError) as error:
             _log.debug("%s: its probe does not tell: %s", name, error)
             self._probes.pop(container, None)
+            if isinstance(error, HangError):  # it is still there, and another would join it
+                pause = HANG_SECONDS
         finally:
-            self._asked[container] = time.monotonic()
+            self._asked[container] = time.monotonic() + pause
 
 
 _NOBODY: Data = {"container": None, "model": None}

@@ -58,6 +58,12 @@ def test_only_the_stuck_runner_is_ended_and_the_next_request_is_answered(
         outcome = end_runner(server)
         assert outcome["result"] == "ended", outcome
         assert outcome["evidence"]["state"] == "T"
+    _, text = server.probe("status", "--format", "json")
+    last = json.loads(text)["checks"][-1]
+    assert (last["reason"], "its runner was ended (end-runner)" in last["message"]) == (
+        "stalled",
+        True,
+    )
     assert "response" in server.generate("tiny")
     assert other in runner.pids(server)
     assert hung not in runner.pids(server)

@@ -18,7 +18,7 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from autoheal.engine import Engine
+from autoheal.engine import Engine, EngineError
 from autoheal.lease import Holder, Leases
 from autoheal.settings import Settings
 from probe.processes import started
@@ -527,3 +527,11 @@ def test_what_still_holds_vram_of_a_stopped_container_is_ended_and_nothing_else(
     ]
     steps = [step for step in healer.command("history").split("\n") if ": " in step]
     assert [step.rpartition(" ")[2] for step in steps[-3:]] == ["stop", "clear", "start"]
+
+
+def test_a_command_in_a_container_that_never_ends_is_given_up(workload: Workloads) -> None:
+    one, engine = workload(), Engine(Settings(), os.environ)
+    assert engine.run_in(one.name, ["sh", "-c", "echo said; exit 3"]) == (3, "said\n")
+    with pytest.raises(EngineError, match="sleep 1000 did not end within 1 s"):
+        engine.run_in(one.name, ["sleep", "1000"], 1)
+    assert one.health == "healthy"

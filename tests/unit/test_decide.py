@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -59,10 +60,10 @@ def tried(*rungs: int, ago: float = 10_000, error: str | None = None) -> Inciden
     return replace(FRESH, opened=NOW - ago, attempts=attempts)
 
 
-def after_the_runner() -> Incident:
-    """An incident in which the stuck runner was ended some time ago."""
-    attempt = Attempt(NOW - 20, Action.RUNNER, 0, NOW - 15)
-    return replace(FRESH, opened=NOW - 20, attempts=(attempt,))
+def after_the_runner(ago: float = 1000, **more: Any) -> Incident:
+    """An incident in which the stuck runner was ended so long ago."""
+    attempt = Attempt(NOW - ago - 5, Action.RUNNER, 0, NOW - ago, **more)
+    return replace(FRESH, opened=NOW - ago - 5, attempts=(attempt,))
 
 
 def left_stopped(ago: float) -> Incident:
@@ -282,6 +283,10 @@ def test_our_probe_is_known_by_its_command_or_by_what_it_printed(
         (says("stalled", "runner"), FRESH, USUAL, "runner", 0),
         (says("stalled", "runner"), after_the_runner(), USUAL, "restart", 1),
         (says("stalled", "restart"), FRESH, USUAL, "restart", 1),
+        # where it comes back and back, ending it does not help
+        (says("stalled", "runner"), replace(FRESH, spent=(NOW - 60,) * 2), USUAL, "runner", 0),
+        (says("stalled", "runner"), replace(FRESH, spent=(NOW - 60,) * 3), USUAL, "restart", 1),
+        (says("stalled", "runner"), replace(FRESH, spent=(NOW - 3601,) * 3), USUAL, "runner", 0),
         (says("api_down", "restart"), after_the_runner(), USUAL, "restart", 1),
         (SICK, FRESH, USUAL, "restart", 1),
         (replace(SICK, line="feeling sick"), FRESH, USUAL, "restart", 1),
@@ -307,6 +312,34 @@ def test_the_ladder_is_climbed(
 ) -> None:
     decision = decide(sighting, incident, policy, NOW)
     assert (decision.action, decision.rung) == (action or Action.NONE, rung), decision.why
+
+
+@pytest.mark.parametrize(
+    ("checks", "incident", "verb"),
+    [
+        # what was seen before the runner ended proves nothing, nor what was under way then
+        ((1, 2), after_the_runner(20, checked=2), "wait"),
+        ((1, 2, 3), after_the_runner(20, checked=2), "wait"),
+        ((1, 2, 3, 4), after_the_runner(20, checked=2), "act"),
+        ((4, 5, 6, 7, 8), after_the_runner(20, checked=2), "act"),
+        # whether it was ended, refused or failed
+        ((1, 2, 3), after_the_runner(20, checked=2, error="no"), "wait"),
+        ((1, 2, 3), after_the_runner(20, checked=2, refused=True), "wait"),
+        # the engine's clock is not ours
+        ((9e9, 9e9 + 1), after_the_runner(20, checked=9e9), "wait"),
+        ((9e9, 9e9 + 1, 9e9 + 2), after_the_runner(20, checked=9e9), "act"),
+        # an earlier life of autoheal's knew which check was the last; and checks may stop
+        ((1, 2, 3, 4), after_the_runner(20), "wait"),
+        ((1, 2), after_the_runner(91, checked=2), "act"),
+        ((1, 2), after_the_runner(91), "act"),
+    ],
+)
+def test_after_a_runner_was_ended_only_a_new_check_leads_further(
+    checks: tuple[float, ...], incident: Incident, verb: str
+) -> None:
+    log = tuple(Check(at, 1, says("stalled", "runner").line) for at in checks)
+    sick = replace(says("stalled", "runner"), checks=log, check_seconds=90)
+    assert decide(sick, incident, USUAL, NOW).verb == verb
 
 
 def test_autoheal_itself_is_left_alone_unless_told() -> None:

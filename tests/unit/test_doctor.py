@@ -56,6 +56,8 @@ class FakeEngine:
         return call
 
     def run_in(self, container: str, command: list[str]) -> tuple[int, str]:
+        if container != self._found["Id"]:
+            self.exec(container)
         assert command == ["/usr/local/bin/ollama-probe", "status", "--format", "json"]
         return 0, self._said
 
@@ -89,6 +91,9 @@ def test_every_call_of_a_recreate_is_tried(tmp_path: Path, monkeypatch: pytest.M
         "DELETE /containers/ID"
     )
     assert advice == "allow the calls of docs/security.md"
+    monkeypatch.setattr(FakeEngine, "refuses", ("exec",))
+    [what] = [what for what, _ in findings(tmp_path, level="problem") if "refuses" in what]
+    assert what.endswith("refuses POST /containers/ID/exec")
 
 
 @pytest.mark.parametrize(

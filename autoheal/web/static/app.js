@@ -493,7 +493,7 @@ function askHeal(one) {
     ["recreate", "recreate it: the same container, made anew"],
     ["redeploy", "redeploy its service"], ["stop", "stop it"],
   ]);
-  ask(`Heal ${one.container}?`, "Its users are cut off until it is back.", [label], "Heal", () =>
+  ask(`Heal ${one.container}?`, "Unless only its runner is ended, its users are cut off until it is back.", [label], "Heal", () =>
     wish("/api/heal", { name: one.container, action: select.value }));
 }
 
