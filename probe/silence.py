@@ -57,7 +57,11 @@ def of(
     # is listed has been.
     listed = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
     first = is_required(model, settings) and past.kept and not (past.proven or served or listed)
-    if full or served or _works(model, observation, waited, ran):
+    others = [other for other in observation.models if other is not model]
+    if model.state != "silent" and any(other.state == "silent" for other in others):
+        # Up to 0.29 the server begins nothing while it waits for one runner to end.
+        yield _busy(first, f"{what}; its runner answers, another model's does not", readings)
+    elif full or served or _works(model, observation, waited, ran):
         longest = busy_timeout(model, settings)
         if silent_for > longest and proves:
             more = f"for more than {longest:g} s (PROBE_BUSY_TIMEOUT)"
@@ -67,7 +71,8 @@ def of(
             yield _busy(first, f"{what}, but work is being done", readings)
     elif of_server or (proves and silent_for > 2 * settings.timeout):
         words = f"{what}, and nothing is being done"
-        yield _stalled(model, unanswered, words, readings, settings)
+        alone = model.state == "silent" or not any(_is_silent(other, memory) for other in others)
+        yield _stalled(model, unanswered, words, readings, settings, alone=alone)
     elif not observation.no_time:
         yield _busy(first, f"{what}; the next check asks again", readings)
 
@@ -115,18 +120,29 @@ def _stalled(
     message: str,
     readings: dict[str, Reading],
     settings: Settings,
+    *,
+    alone: bool = True,
 ) -> Verdict:
-    """A model is stalled; where its runner is the culprit, ending that one is enough."""
+    """A model is stalled; where its runner is the culprit, ending that one is enough.
+
+    `alone`: no other model can be what it waits for.
+    """
     runner = model.runner
     slots = model.health.slots if model.health else None
     # One that answers, and has nothing to do, is not what a request waits for.
     free = slots is not None and not any(slot.is_processing for slot in slots)
     idle = free and not any(one.ask.via == "runner" for one in unanswered)
+    idle = idle or (slots is None and not alone)
     recovers = runner is not None and runner.command.dialect in RECOVERING
     if runner is None or not recovers or idle or not settings.is_local:
         return unhealthy(Reason.STALLED, message, **readings)
     readings = {**readings, "runner_pid": runner.pid}
     return Verdict(False, Reason.STALLED, message, readings, remedy=Remedy.RUNNER)
+
+
+def _is_silent(model: Model, memory: Memory) -> bool:
+    known = memory.models.get(model.row.key)
+    return known is not None and known.silent_since is not None
 
 
 def _what_is_silent(model: Model, unanswered: list[Asked]) -> tuple[str, float, float | None]:

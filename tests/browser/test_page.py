@@ -177,7 +177,7 @@ def test_a_request_of_another_sites_page_is_refused(
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("heal", {"name": "x", "action": "explode"}, "action: must be one of restart, recreate"),
+        ("heal", {"name": "x", "action": "explode"}, "action: must be one of runner, restart"),
         ("heal", {}, "name: must be a container's name"),
         ("pause", {"seconds": -1}, "seconds: must be a number, more than 0"),
         ("pause", {"seconds": True}, "seconds: must be a number"),

@@ -40,15 +40,22 @@ TIME_TO_ASK = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
 """The default at least: in less there is no time to find out what holds up `/api/ps`."""
 
 
+def seen_loaded(server: Ollama) -> None:
+    """Load tiny, and wait until a check has seen that: before, silence is that of a load."""
+    server.generate("tiny")
+    server.wait_checks(2)  # the first may have begun before
+
+
 def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     each_ollama: Callable[..., Ollama], autoheal: Start, webhook: Webhook
 ) -> None:
     server = each_ollama(TIME_TO_ASK)
     healer = autoheal(WEBHOOK_URL=f"http://127.0.0.1:{webhook.port}/")
     healer.wait_line(WATCHING)
-    server.wait_health("healthy")
+    server.wait_listening()
     server.embed("vector")
     [other], before = runner.pids(server), server.started_at
+    seen_loaded(server)
     with server.endless_request("tiny"):
         [hung] = set(runner.pids(server)) - {other}
         os.kill(hung, signal.SIGSTOP)
@@ -70,7 +77,8 @@ def test_a_runner_that_hangs_again_at_once_means_a_restart(
     healer.wait_line(WATCHING)
     server.wait_health("healthy")
     before = server.started_at
-    for heal in ("ended the stuck runner", "restarted in"):
+    for heal in ("ended the stuck runner in", "restarted in"):
+        seen_loaded(server)
         with server.endless_request("tiny"):
             server.freeze("ollama runner")
             healer.wait_line(heal, LONG_SECONDS)
@@ -86,6 +94,7 @@ def test_a_ladder_without_the_runner_restarts_the_container(
     healer.wait_line(WATCHING)
     server.wait_health("healthy")
     before = server.started_at
+    seen_loaded(server)
     with server.endless_request("tiny"):
         server.freeze("ollama runner")
         server.wait_restarted(before)

@@ -59,6 +59,24 @@ def test_a_stalled_model_names_its_process_and_no_other() -> None:
     assert culprit(verdict, HUNG) == RUNNER
 
 
+def test_a_model_that_waits_behind_another_ones_runner_is_not_blamed() -> None:
+    # Up to 0.29 the server begins nothing while it waits for one runner to end.
+    hangs = replace(OTHER, health=SILENT, silent_seconds=2.4, runnable_seconds=0.0)
+    waits = check(model(), hangs, to=(asked(TO_SERVER, NOTHING),))
+    memory = past(silent_since=NOW - 60)
+    for _ in range(5):
+        verdict, memory = judge(waits, memory, ANY, NOW)
+        assert verdict.readings.get("runner_pid") in (None, OTHER_RUNNER.pid)
+        assert culprit(verdict, waits, "tiny") is None
+
+
+def test_of_two_models_whose_runners_answer_while_both_hang_none_is_blamed() -> None:
+    both = check(model(), OTHER, to=(asked(TO_SERVER, NOTHING),))
+    both = replace(both, asked={**both.asked, OTHER_ROW.key: (asked(TO_SERVER, NOTHING),)})
+    verdict = judged(both, SILENT_FOR_A_MINUTE)
+    assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RESTART)
+
+
 @pytest.mark.parametrize(
     ("name", "is_meant"), [("tiny", True), ("tiny:latest", True), ("other", False)]
 )
