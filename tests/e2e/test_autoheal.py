@@ -67,7 +67,7 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert other in runner.pids(server)
     assert webhook.arrived.wait(scaled(ORDINARY_SECONDS))
     [told] = webhook.received
-    assert "Successfully ended the stuck runner of the container!" in told["text"]
+    assert "Successfully ended the stuck runner in the container!" in told["text"]
 
 
 def test_a_runner_that_hangs_again_at_once_means_a_restart(
