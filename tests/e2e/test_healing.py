@@ -398,7 +398,8 @@ def test_an_operator_can_heal_a_healthy_container_and_see_what_was_done(
     said = healer.command("heal", "nobody-there", fails=True)
     assert said == "autoheal: no such container: nobody-there\n"
     said = healer.command("heal", one.name, "--action", "redeploy", fails=True)
-    assert said == f"autoheal: redeploy cannot be done to {one.name}\n"
+    why = "it belongs to no Compose service"
+    assert said == f"autoheal: redeploy cannot be done to {one.name}: {why}\n"
 
 
 def test_a_drill_breaks_it_reports_the_times_and_asks_first(
