@@ -103,6 +103,12 @@ class Ollama(Workload):
             verdicts.append(self.check(*words, **env))
         return verdicts
 
+    def load_seen(self, model: str) -> None:
+        """Load a model, and wait until its HEALTHCHECK has seen that: until then, silence is that
+        of a load."""
+        self.generate(model)
+        self.wait_checks(2)  # the first may have begun before
+
     def wait_loaded(self) -> None:
         """Wait until a check saw its model loaded, if too slow for the check's deadline."""
         loaded = {Reason.READY, Reason.BUSY}

@@ -28,7 +28,7 @@ from testbed.containers import (
     healthcheck,
     idle_command,
 )
-from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, scaled
+from testbed.deadlines import LONG_SECONDS, scaled
 from testbed.engines import PrivateEngine
 from testbed.ollama import Ollama
 from testbed.webhook import Webhook
@@ -40,36 +40,6 @@ TIME_TO_ASK = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
 """The default at least: in less there is no time to find out what holds up `/api/ps`."""
 
 
-def seen_loaded(server: Ollama) -> None:
-    """Load tiny, and wait until a check has seen that: before, silence is that of a load."""
-    server.generate("tiny")
-    server.wait_checks(2)  # the first may have begun before
-
-
-def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
-    each_ollama: Callable[..., Ollama], autoheal: Start, webhook: Webhook
-) -> None:
-    server = each_ollama(TIME_TO_ASK)
-    healer = autoheal(WEBHOOK_URL=f"http://127.0.0.1:{webhook.port}/")
-    healer.wait_line(WATCHING)
-    server.wait_listening()
-    server.embed("vector")
-    [other], before = runner.pids(server), server.started_at
-    seen_loaded(server)
-    with server.endless_request("tiny"):
-        [hung] = set(runner.pids(server)) - {other}
-        os.kill(hung, signal.SIGSTOP)
-        healer.wait_line("is unhealthy: stalled: tiny:latest gave no token within")
-        healer.wait_line(r"the runner of tiny:latest \(process \d+\) was ended", LONG_SECONDS)
-    assert server.generate("tiny")["done"]
-    healer.wait_line("is healthy again, .* after the end of the stuck runner")
-    assert server.started_at == before
-    assert other in runner.pids(server)
-    assert webhook.arrived.wait(scaled(ORDINARY_SECONDS))
-    [told] = webhook.received
-    assert "Successfully ended the stuck runner in the container!" in told["text"]
-
-
 def test_a_runner_that_hangs_again_at_once_means_a_restart(
     ollama: Callable[..., Ollama], autoheal: Start
 ) -> None:
@@ -78,7 +48,7 @@ def test_a_runner_that_hangs_again_at_once_means_a_restart(
     server.wait_health("healthy")
     before = server.started_at
     for heal in ("ended the stuck runner in", "restarted in"):
-        seen_loaded(server)
+        server.load_seen("tiny")
         with server.endless_request("tiny"):
             server.freeze("ollama runner")
             healer.wait_line(heal, LONG_SECONDS)
@@ -94,7 +64,7 @@ def test_a_ladder_without_the_runner_restarts_the_container(
     healer.wait_line(WATCHING)
     server.wait_health("healthy")
     before = server.started_at
-    seen_loaded(server)
+    server.load_seen("tiny")
     with server.endless_request("tiny"):
         server.freeze("ollama runner")
         server.wait_restarted(before)

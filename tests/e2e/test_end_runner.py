@@ -1,4 +1,5 @@
-"""Only what is stuck is ended: by hand (`end-runner`), and by the health check (`PROBE_HEAL`)."""
+"""Only what is stuck is ended: by hand (`end-runner`), by the health check (`PROBE_HEAL`), and by
+autoheal."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ import pytest
 
 from probe.report import Reason, Verdict
 from testbed import runner
-from testbed.deadlines import LONG_SECONDS, Deadline, scaled
+from testbed.autoheal import WATCHING, Autoheal
+from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.ollama import Ollama
+from testbed.webhook import Webhook
 
 Start = Callable[..., Ollama]
 
@@ -106,8 +109,7 @@ def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
     server.wait_listening()
     server.embed("vector")
     [other] = runner.pids(server)
-    server.generate("tiny")
-    server.wait_checks(2)  # before one has seen it loaded, its silence is that of a load
+    server.load_seen("tiny")
     started = server.attributes["State"]["StartedAt"]
     with server.endless_request("tiny"):
         [hung] = set(runner.pids(server)) - {other}
@@ -131,3 +133,27 @@ def test_a_check_at_a_terminal_only_looks(unchecked: Start) -> None:
         assert runner.pids(server) == [hung]
         server.check_until(lambda verdict: "was ended" in verdict.message)
         assert runner.pids(server) != [hung]
+
+
+def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
+    each_ollama: Start, autoheal: Callable[..., Autoheal], webhook: Webhook
+) -> None:
+    server = each_ollama(TIMEOUT)
+    healer = autoheal(WEBHOOK_URL=f"http://127.0.0.1:{webhook.port}/")
+    healer.wait_line(WATCHING)
+    server.wait_listening()
+    server.embed("vector")
+    [other], before = runner.pids(server), server.started_at
+    server.load_seen("tiny")
+    with server.endless_request("tiny"):
+        [hung] = set(runner.pids(server)) - {other}
+        os.kill(hung, signal.SIGSTOP)
+        healer.wait_line("is unhealthy: stalled: tiny:latest gave no token within")
+        healer.wait_line(r"the runner of tiny:latest \(process \d+\) was ended", LONG_SECONDS)
+    assert server.generate("tiny")["done"]
+    healer.wait_line("is healthy again, .* after the end of the stuck runner")
+    assert server.started_at == before
+    assert other in runner.pids(server)
+    assert webhook.arrived.wait(scaled(ORDINARY_SECONDS))
+    [told] = webhook.received
+    assert "Successfully ended the stuck runner in the container!" in told["text"]
