@@ -233,10 +233,11 @@ def next_rung(sighting: Sighting, incident: Incident, policy: Policy, now: float
 
     A fault that only a new container cures steps over what is milder, if there is anything
     stronger; what cannot be done to this container is stepped over too, and so is the end of a
-    runner that comes back again and again.
+    runner that comes back again and again. A refusal has not taken its rung.
     """
     verdict = parse(sighting.line)
-    first = incident.attempts[-1].rung + 1 if incident.attempts else 0
+    last = incident.attempts[-1] if incident.attempts else None
+    first = 0 if last is None else last.rung + (not last.refused)
     left = [
         (rung, action)
         for rung, action in enumerate(policy.rungs)

@@ -282,6 +282,8 @@ def test_our_probe_is_known_by_its_command_or_by_what_it_printed(
         # only what is stuck is ended, where the probe says so; a restart is next
         (says("stalled", "runner"), FRESH, USUAL, "runner", 0),
         (says("stalled", "runner"), after_the_runner(), USUAL, "restart", 1),
+        (says("stalled", "runner"), after_the_runner(refused=True), USUAL, "runner", 0),
+        (says("api_down", "restart"), after_the_runner(refused=True), USUAL, "restart", 1),
         (says("stalled", "restart"), FRESH, USUAL, "restart", 1),
         # where it comes back and back, ending it does not help
         (says("stalled", "runner"), replace(FRESH, spent=(NOW - 60,) * 2), USUAL, "runner", 0),
