@@ -20,7 +20,7 @@ import docker
 import httpx
 from docker.models.containers import Container
 
-from autoheal.incident import COMPOSE_NUMBER, COMPOSE_PROJECT, COMPOSE_SERVICE
+from autoheal.incident import COMPOSE_NUMBER, COMPOSE_PROJECT, COMPOSE_SERVICE, seconds_of
 from probe.report import parse
 from scripts.compose import PROJECT
 from scripts.say import FailedError, main, say, step
@@ -129,7 +129,8 @@ def _load(url: str, container: Container, model: str) -> int:
 def _make_model(url: str, model: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.gguf"
-        models.write(file, layers=2, width=128)
+        # Models of the same content would share one process.
+        models.write(file, layers=3 if model == BESIDE else 2, width=128)
         digest = _upload(url, file.read_bytes())
     reply = httpx.post(
         f"{url}/api/create",
@@ -197,7 +198,8 @@ def _timeline(
             continue
         if action.startswith("exec_die"):
             for entry in _checks(container):
-                if entry["Start"] not in said and entry["ExitCode"] != 0 and not healing:
+                is_new = entry["Start"] not in said and seconds_of(entry["Start"]) >= began
+                if is_new and entry["ExitCode"] != 0 and not healing:
                     said.add(entry["Start"])
                     verdict = parse(entry["Output"])
                     words = f"{verdict.reason}: {verdict.message}" if verdict else entry["Output"]
