@@ -241,7 +241,7 @@ def next_rung(sighting: Sighting, incident: Incident, policy: Policy, now: float
     left = [
         (rung, action)
         for rung, action in enumerate(policy.rungs)
-        if rung >= first and possible(action, sighting)
+        if rung >= first and why_not(action, sighting) is None
     ]
     if verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RECREATE:
         left = [(r, a) for r, a in left if a is not Action.RESTART] or left
@@ -250,13 +250,8 @@ def next_rung(sighting: Sighting, incident: Incident, policy: Policy, now: float
     return left[0][0] if left else None
 
 
-def possible(action: Action, sighting: Sighting) -> bool:
-    """Whether an action can be done to a container without harm."""
-    return why_not(action, sighting) is None
-
-
 def why_not(action: Action, sighting: Sighting) -> str | None:
-    """Why an action cannot be done to a container; None where it can."""
+    """Why an action cannot be done to a container without harm; None where it can."""
     if sighting.is_swarm_task:
         words = "Swarm owns its tasks, and only a redeploy goes through Swarm"
         return None if action is Action.REDEPLOY else words

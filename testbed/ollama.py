@@ -20,6 +20,9 @@ from testbed.containers import Workload, wait_log
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.runs import unique
 
+TIME_TO_ASK = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
+"""The default at least: in less there is no time to find out what holds up `/api/ps`."""
+
 
 def was_asked(verdict: Verdict) -> bool:
     """Whether the check asked for a token, and got it."""

@@ -30,14 +30,10 @@ from testbed.containers import (
 )
 from testbed.deadlines import LONG_SECONDS, scaled
 from testbed.engines import PrivateEngine
-from testbed.ollama import Ollama
+from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.webhook import Webhook
 
 Start = Callable[..., Autoheal]
-
-
-TIME_TO_ASK = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
-"""The default at least: in less there is no time to find out what holds up `/api/ps`."""
 
 
 def test_a_runner_that_hangs_again_at_once_means_a_restart(

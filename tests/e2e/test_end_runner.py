@@ -16,7 +16,7 @@ from probe.report import Reason, Verdict
 from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
-from testbed.ollama import Ollama
+from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.webhook import Webhook
 
 Start = Callable[..., Ollama]
@@ -27,10 +27,6 @@ def start_unchecked(request: pytest.FixtureRequest) -> Start:
     """Starts a server of either generation, whose checks the test runs itself."""
     name = "unchecked" if request.param == "0.9.3" else "unchecked_twin"
     return request.getfixturevalue(name)  # type: ignore[no-any-return]
-
-
-TIMEOUT = {"PROBE_TIMEOUT": f"{max(scaled(2), 10):.0f}"}
-"""The default at least: in less there is no time to find out what holds up `/api/ps`."""
 
 
 def end_runner(server: Ollama, *words: str) -> dict[str, Any]:
@@ -50,7 +46,7 @@ def is_stalled(verdict: Verdict) -> bool:
 def test_only_the_stuck_runner_is_ended_and_the_next_request_is_answered(
     start_unchecked: Start,
 ) -> None:
-    server = start_unchecked(TIMEOUT)
+    server = start_unchecked(TIME_TO_ASK)
     server.embed("vector")
     [other] = runner.pids(server)
     server.check()
@@ -76,7 +72,7 @@ def test_only_the_stuck_runner_is_ended_and_the_next_request_is_answered(
 
 
 def test_where_nothing_is_stuck_nothing_is_ended(start_unchecked: Start) -> None:
-    server = start_unchecked(TIMEOUT)
+    server = start_unchecked(TIME_TO_ASK)
     server.generate("tiny")
     before = runner.pids(server)
     for words in ((), ("--model", "tiny"), ("--model", "nowhere"), ("--dry-run",)):
@@ -87,7 +83,7 @@ def test_where_nothing_is_stuck_nothing_is_ended(start_unchecked: Start) -> None
 
 
 def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -> None:
-    server = start_unchecked(TIMEOUT)
+    server = start_unchecked(TIME_TO_ASK)
     server.check()
     with server.endless_request("tiny"):
         [hung] = runner.pids(server)
@@ -105,7 +101,7 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
 def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
     each_ollama: Start,
 ) -> None:
-    server = each_ollama({"PROBE_HEAL": "runner", **TIMEOUT})
+    server = each_ollama({"PROBE_HEAL": "runner", **TIME_TO_ASK})
     server.wait_listening()
     server.embed("vector")
     [other] = runner.pids(server)
@@ -138,7 +134,7 @@ def test_a_check_at_a_terminal_only_looks(unchecked: Start) -> None:
 def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     each_ollama: Start, autoheal: Callable[..., Autoheal], webhook: Webhook
 ) -> None:
-    server = each_ollama(TIMEOUT)
+    server = each_ollama(TIME_TO_ASK)
     healer = autoheal(WEBHOOK_URL=f"http://127.0.0.1:{webhook.port}/")
     healer.wait_line(WATCHING)
     server.wait_listening()
