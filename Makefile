@@ -38,7 +38,7 @@ demo: $(VENV)/.ready  ## freeze a model and watch autoheal heal it
 test:  ## set up, then lint, unit tests and tests on an engine
 	@$(PYTHON) -m scripts.test
 
-test-more:  ## long tests: crashes, many containers, Debian 13, Engine 20.10
+test-more:  ## long tests: crashes, many containers, fresh machines, Engine 20.10
 	@$(PYTHON) -m scripts.test --more
 
 test-unit: $(VENV)/.ready  ## unit tests; no engine needed

@@ -22,9 +22,8 @@ SOURCES = "ls -A /etc/apt/sources.list.d /etc/apt/preferences.d"
 EVERYTHING = "docker ps -aq; docker volume ls -q; docker images -aq"
 
 
-@pytest.mark.parametrize(
-    "suite", ["bookworm", pytest.param("trixie", marks=pytest.mark.more)], ids=["Debian 12", "13"]
-)
+@pytest.mark.more
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"], ids=["Debian 12", "13"])
 @pytest.mark.timeout(1800)
 def test_from_nothing_make_up_heads_for_two_healthy_services_and_make_clean_back_again(
     engine: docker.DockerClient, suite: Suite
