@@ -231,6 +231,7 @@ def _container(
     if PROBE_COMMAND in " ".join(check["Test"]):
         env = dict(word.partition("=")[::2] for word in config.get("Env") or ())
         yield from _probe_settings(name, env)
+        yield from _counted_twice(name, check, env)
         if found["State"]["Running"]:
             yield from _server(name, found["Id"], check["Test"], engine)
         yield from _gpu(name, found, env, info)
@@ -241,6 +242,23 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from _unknown(f"{name}: ", "a setting of the probe", unknown)
     for variable, instead in retired_names(env):
         yield Finding("warning", f"{name}: {variable} is no longer used", instead)
+
+
+def _counted_twice(
+    name: str, check: Mapping[str, Any], env: Mapping[str, str]
+) -> Iterator[Finding]:
+    """The probe may count failing checks for Docker; then Docker should not count them as well."""
+    words = " ".join(check["Test"]).replace("=", " ").split()
+    by_flag = words[words.index("--retries") + 1 :][:1] if "--retries" in words else []
+    by_probe = (by_flag or [env.get("PROBE_RETRIES", "1")])[0]
+    by_docker = check.get("Retries") or 3
+    if by_docker > 1 and by_probe != "1":
+        yield Finding(
+            "warning",
+            f"{name} is called unhealthy after {by_docker} failing checks, although the probe "
+            f"counts by itself (--retries {by_probe}): healing begins later than it could",
+            "set retries: 1 for its HEALTHCHECK",
+        )
 
 
 def _server(name: str, container: str, test: list[str], engine: Engine) -> Iterator[Finding]:

@@ -154,7 +154,8 @@ class Generation:
             env: settings.
         """
         directory = Path(tempfile.gettempdir(), memory)
-        env = {"PROBE_STATE_DIR": str(directory), "PROBE_CACHE_DIR": str(directory), **env}
+        places = {"PROBE_STATE_DIR": str(directory), "PROBE_CACHE_DIR": str(directory)}
+        env = {**places, "PROBE_RETRIES": "1", **env}
         if self.container is None:
             directory.mkdir(exist_ok=True)
             command = [sys.executable, "-m", "probe", "check"]

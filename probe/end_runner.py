@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from probe.end_process import Evidence, end, evidence
-from probe.healing import MOST, culprit, is_due, is_spent, with_end, with_suspect
-from probe.judge import UNHEALTHY_CHECKS
+from probe.healing import (
+    CHECKS,
+    MOST,
+    culprit,
+    has_rested,
+    is_due,
+    is_spent,
+    with_end,
+    with_suspect,
+)
 from probe.memory import Memory
-from probe.observation import Observation, Runner
-from probe.report import Reading, Remedy, Verdict
+from probe.observation import LoadedModel, Model, Observation, Runner
+from probe.report import Reading, Reason, Remedy, Verdict
 from probe.settings import Settings
 
 _DONE = {
@@ -29,6 +38,9 @@ _NOT_ENDED = {
 
 
 _ENDED = "its runner was ended (end-runner)"
+
+SHORT_SECONDS = 0.5
+"""A runner that was silent for a whole check, and says nothing for this long, is silent still."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Outcome:
 
 
 def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) -> Outcome:
-    """Make one check, and end the runner that it names; refuse where it names none.
+    """End the runner that a check has just named, or else names now; refuse where none does.
 
     Args:
         settings: the probe's settings.
@@ -76,7 +88,13 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
         dry_run: end nothing.
     """
     from probe.check import look
+    from probe.memory_file import MemoryFile
 
+    if found := _found(settings, MemoryFile(settings).peek(), model):
+        outcome = _end(*found, model, dry_run=dry_run)
+        if outcome.result == "ended":
+            _note(settings, found[0])
+        return outcome
     outcomes: list[Outcome] = []
 
     def act(
@@ -84,12 +102,61 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
     ) -> tuple[Verdict, Memory]:
         outcome = _end(verdict, observation, model, dry_run=dry_run)
         outcomes.append(outcome)
-        if outcome.result == "ended":  # no check repeats it that has no time to look
-            _, memory = _with(verdict, with_suspect(memory, None), _ENDED, Remedy.NONE)
-        return verdict, memory
+        return verdict, _noted(verdict, memory) if outcome.result == "ended" else memory
 
-    look(settings, act)
+    look(settings.at_once, act)
     return outcomes[0]
+
+
+def _noted(verdict: Verdict, memory: Memory) -> Memory:
+    """The memory after the end of a runner, which no check repeats that has no time to look."""
+    return _with(verdict, with_suspect(memory, None), _ENDED, Remedy.NONE)[1]
+
+
+def _note(settings: Settings, verdict: Verdict) -> None:
+    """Leave that for the next check, unless one is under way: that will leave what it finds."""
+    from probe.deadline import alarm
+    from probe.memory_file import MemoryFile
+
+    file = MemoryFile(settings)
+    with suppress(TimeoutError), alarm(time.monotonic() + SHORT_SECONDS):
+        file.acquire()
+    try:
+        memory = file.load()
+        if memory.episodes and memory.episodes[-1].remedy == Remedy.RUNNER:
+            file.save(_noted(verdict, memory))
+    finally:
+        file.release()
+
+
+def _found(
+    settings: Settings, past: Memory, model: str | None
+) -> tuple[Verdict, Observation] | None:
+    """What the last checks found, where a short look shows that it still stands.
+
+    Users wait, and another check may be under way: for neither a whole one is made. The runner must
+    be as silent as it was, and have done nothing at all since.
+    """
+    from probe import runners
+    from probe.ollama import Server
+
+    last = past.episodes[-1] if past.episodes else None
+    if last is None or last.remedy != Remedy.RUNNER or not is_due(past):
+        return None
+    runner = next((one for one in runners.find() if one.identity == past.suspect), None)
+    names = [one.name for one in past.models.values() if one.runner == past.suspect]
+    if runner is None or len(names) != 1:
+        return None
+    health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
+    later = runners.again(runner)
+    if health is None or health.state != "silent" or later is None:
+        return None
+    if not has_rested(later, past, time.monotonic()):
+        return None
+    readings: dict[str, Reading] = {"model": names[0], "runner_pid": runner.pid}
+    verdict = Verdict(False, Reason(last.reason), last.message, readings, Remedy.RUNNER)
+    observation = Observation(models=(Model(LoadedModel(names[0]), later, health),))
+    return None if culprit(verdict, observation, model) is None else (verdict, observation)
 
 
 def _end(
@@ -128,7 +195,6 @@ def heal(
         save: leaves that for it, and says whether it could.
     """
     runner, now = culprit(verdict, observation), time.monotonic()
-    memory = with_suspect(memory, runner)
     # Without a memory nobody knows how often this was found, and what was done.
     if runner is None or not memory.kept or not save(memory):
         return verdict, memory
@@ -136,7 +202,7 @@ def heal(
         words = f"its runner was ended {MOST} times within an hour, which did not help"
         return _with(verdict, memory, words, Remedy.RESTART)
     if not is_due(memory):
-        words = f"its runner is ended if {UNHEALTHY_CHECKS} checks in a row find this (PROBE_HEAL)"
+        words = f"its runner is ended if {CHECKS} checks in a row find this (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
     memory = with_end(memory, now)
     if not save(memory):

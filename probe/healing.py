@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.judge import UNHEALTHY_CHECKS
 from probe.memory import Memory
 from probe.observation import Observation, Runner
-from probe.plan import same_model
+from probe.plan import CALM_SECONDS, same_model
 from probe.report import Remedy, Verdict
+
+CHECKS = 3
+"""So many checks in a row have to ask for the end of a runner, where none is certain."""
+
+RECENT_SECONDS = 60.0
+"""What a check has found stands for no longer than this without another check."""
 
 WINDOW_SECONDS = 3600.0
 MOST = 3
@@ -32,17 +37,41 @@ def culprit(verdict: Verdict, observation: Observation, model: str | None = None
     return None
 
 
-def with_suspect(memory: Memory, runner: Runner | None) -> Memory:
-    """The memory after one more check that asks for the end of this runner; None: of none."""
+def with_suspect(
+    memory: Memory, runner: Runner | None, now: float = 0.0, *, certain: bool = False
+) -> Memory:
+    """The memory after one more check that asks for the end of this runner; None: of none.
+
+    Args:
+        memory: after the check otherwise.
+        runner: as the check found it at its beginning.
+        now: seconds of the monotonic clock.
+        certain: no other check has to find it again.
+    """
     if runner is None:
         return replace(memory, suspect="", suspect_checks=0)
     before = memory.suspect_checks if memory.suspect == runner.identity else 0
-    return replace(memory, suspect=runner.identity, suspect_checks=before + 1)
+    checks = max(before + 1, CHECKS if certain else 0)
+    return replace(
+        memory,
+        suspect=runner.identity,
+        suspect_checks=checks,
+        suspect_at=now,
+        suspect_seconds=runner.runnable_seconds,
+    )
+
+
+def has_rested(runner: Runner, memory: Memory, now: float) -> bool:
+    """Whether a runner whose end is due has done nothing since the check that found it so began."""
+    if runner.identity != memory.suspect or not is_due(memory) or runner.blocked:
+        return False
+    ran = runner.runnable_seconds - memory.suspect_seconds
+    return now - memory.suspect_at < RECENT_SECONDS and ran <= CALM_SECONDS
 
 
 def is_due(memory: Memory) -> bool:
-    """Whether as many checks in a row have asked for the end of one runner as Docker waits for."""
-    return memory.suspect_checks >= UNHEALTHY_CHECKS
+    """Whether enough checks in a row have asked for the end of one runner."""
+    return memory.suspect_checks >= CHECKS
 
 
 def is_spent(memory: Memory, now: float) -> bool:

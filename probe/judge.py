@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from probe import gpus, loads, silence, vram
+from probe import gpus, loads, retries, silence, vram
+from probe.healing import culprit, with_suspect
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
@@ -22,7 +23,7 @@ _OF_VRAM = (Reason.CPU_FALLBACK, Reason.VRAM_MISMATCH, Reason.VRAM_TAKEN)
 """What only the GPU and the list of loaded models together can change."""
 
 UNHEALTHY_CHECKS = 3
-"""Docker calls a container unhealthy after so many failures in a row (`Dockerfile.ollama`)."""
+"""Docker calls a container unhealthy after so many failures in a row, by default."""
 
 
 def gpu_wanted(settings: Settings, memory: Memory, hint: bool) -> bool:
@@ -58,6 +59,10 @@ def judge(
         verdict = of_gpus
     if verdict is before:
         return verdict, replace(memory, no_time_since=past.no_time_since or now)
+    suspect = culprit(verdict, observation)
+    memory = with_suspect(memory, suspect, now, certain=verdict.certain)
+    memory = retries.with_fault(memory, verdict, now)
+    verdict = retries.counted(verdict, past, settings, now)
     answered = observation.api_error is None
     if answered and verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
@@ -146,7 +151,8 @@ def _found(
 def _as_before(observation: Observation, past: Memory, settings: Settings, now: float) -> Verdict:
     """The verdict of a check that ran out of its own time: what was found before, if it stands.
 
-    An unhealthy one is repeated only where it has made the container unhealthy already.
+    An unhealthy one is repeated only where it has made the container unhealthy already, as any
+    does that was counted here.
     """
     words = f"this check had no time left {observation.no_time}"
     last = past.episodes[-1] if past.episodes else None
@@ -160,7 +166,8 @@ def _as_before(observation: Observation, past: Memory, settings: Settings, now: 
     reason = Reason.BUSY
     if last and not _has_ended(Reason(last.reason), observation, past):
         words = f"{words}; the last check that had time found {last.reason}: {last.message}"
-        if last.healthy or last.checks >= UNHEALTHY_CHECKS:
+        needed = UNHEALTHY_CHECKS if settings.retries == 1 else 1
+        if last.healthy or last.checks >= needed:
             found = Reason(last.reason)
             remedy = Remedy(last.remedy) if last.remedy else found.remedy
             return Verdict(last.healthy, found, words, remedy=remedy)

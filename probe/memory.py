@@ -162,8 +162,13 @@ class Memory:
         models: those that were loaded, by `LoadedModel.key`.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
         ended: when checks have ended a runner.
+        fault_since: when the first of the last checks in a row that found a fault was judged; None
+            when the last one found none.
+        fault_checks: how many they were.
         suspect: identity of the runner whose end the last checks in a row have asked for.
-        suspect_checks: how many they were.
+        suspect_checks: how many they were; a check that is certain counts for all that it takes.
+        suspect_at: when the last of them was judged.
+        suspect_seconds: for how long it had run, or waited for a CPU, when that one began.
         episodes: the last verdicts, oldest first.
     """
 
@@ -186,6 +191,10 @@ class Memory:
     models: dict[str, ModelMemory] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()
+    fault_since: float | None = None
+    fault_checks: int = 0
     suspect: str = ""
     suspect_checks: int = 0
+    suspect_at: float = 0.0
+    suspect_seconds: float = 0.0
     episodes: tuple[Episode, ...] = ()

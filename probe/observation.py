@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -104,6 +104,8 @@ class Runner:
         cpu_seconds: CPU time it has used so far.
         queued_seconds: for how long the threads that it has now have waited for a CPU so far.
         runnable: whether one of them runs or waits for a CPU now.
+        blocked: whether one of them waits in the kernel for something other than an event, as for a
+            disk or a driver (`D`).
         writes: how often it has sent something: a token, or word of its health; None where the
             kernel does not tell.
         read_bytes: how much it has read; None where the kernel does not tell.
@@ -119,6 +121,7 @@ class Runner:
     cpu_seconds: float = 0.0
     queued_seconds: float = 0.0
     runnable: bool = False
+    blocked: bool = False
     writes: int | None = None
     read_bytes: int | None = None
     memory_bytes: int = 0
@@ -132,6 +135,10 @@ class Runner:
     def runnable_seconds(self) -> float:
         """For how long its threads have run, or waited for a CPU to run on."""
         return self.cpu_seconds + self.queued_seconds
+
+    def and_then(self, later: Runner | None) -> Runner:
+        """The same look, blocked if it was blocked at this one or at a later one."""
+        return replace(self, blocked=self.blocked or (later is not None and later.blocked))
 
     def ran(self, later: Runner | None, seconds: float) -> float:
         """For how long of the seconds since this look it ran or waited, for a CPU or for a disk.

@@ -189,7 +189,7 @@ class _Check:
             if model.state == "silent" and model.runner is not None:
                 later = after.get(model.runner.identity)
                 ran = model.runner.ran(later, model.silent_seconds)
-                model = replace(model, runnable_seconds=ran)
+                model = replace(model, runner=model.runner.and_then(later), runnable_seconds=ran)
             yield model
 
     def _with_health(self, model: Model, share: float) -> Model:
@@ -271,7 +271,7 @@ class _Check:
             key, past = known[runner.identity]
             yield Model(
                 LoadedModel(past.name, 0, past.vram_bytes, past.expires_at, digest=key),
-                runner,
+                runner.and_then(later),
                 RunnerHealth("silent"),
                 silent_seconds=silent,
                 runnable_seconds=runner.ran(later, silent),

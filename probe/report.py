@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 LINE_LIMIT = 4000
@@ -88,6 +88,7 @@ class Verdict:
             are not finite become None, and what a line has no room for is left out.
         remedy: what would help. Left out, it is what helps against the reason; a healthy verdict
             always has `Remedy.NONE`.
+        certain: no other check has to find this again. It is not written into the line.
     """
 
     healthy: bool
@@ -95,6 +96,7 @@ class Verdict:
     message: str
     readings: dict[str, Reading] = field(default_factory=dict)
     remedy: Remedy = None  # type: ignore[assignment]  # never None once it is made
+    certain: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", _one_line(self.message))
@@ -171,8 +173,8 @@ def parse(line: str) -> Verdict | None:
         return None
     if head[3] and remedy is None:
         remedy = Remedy.OPERATOR
-    written = {} if remedy is None else {"remedy": remedy}
-    return Verdict(head[1] == "healthy", reason, message, readings or {}, **written)
+    verdict = Verdict(head[1] == "healthy", reason, message, readings or {})
+    return verdict if remedy is None else replace(verdict, remedy=remedy)
 
 
 _REASONS = frozenset(map(str, Reason))
@@ -193,7 +195,7 @@ def _split(body: str) -> tuple[str, dict[str, Reading] | None]:
 def to_json(verdict: Verdict) -> str:
     """The whole verdict as one line of JSON: status, reason, remedy, message, readings."""
     fields = asdict(verdict)
-    fields.pop("healthy")
+    del fields["healthy"], fields["certain"]
     status = "healthy" if verdict.healthy else "unhealthy"
     return json.dumps({"status": status, "remedy": str(verdict.remedy), **fields})
 

@@ -178,7 +178,7 @@ def _runner(proc: str, pid: int, command: CommandLine) -> Runner | None:
     fields = stat(f"{proc}/{pid}/stat")
     if fields is None:
         return None
-    queued_seconds, runnable = _threads(proc, pid)
+    queued_seconds, states = _threads(proc, pid)
     io = _io(proc, pid)
     # A load by `read` shows in `rchar`, also from the page cache; one by `mmap` in `read_bytes`.
     read = [io[name] for name in (b"rchar", b"read_bytes") if name in io]
@@ -191,25 +191,26 @@ def _runner(proc: str, pid: int, command: CommandLine) -> Runner | None:
         default_threads=_default_threads(proc, command),
         cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
         queued_seconds=queued_seconds,
-        runnable=runnable,
+        runnable="R" in states,
+        blocked="D" in states,
         writes=io.get(b"syscw"),
         read_bytes=max(read, default=None),
         memory_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
     )
 
 
-def _threads(proc: str, pid: int) -> tuple[float, bool]:
-    """For how long its threads have waited for a CPU, as far as the kernel says, and whether one
-    of them runs or waits for one now."""
-    nanoseconds, runnable = 0, False
+def _threads(proc: str, pid: int) -> tuple[float, set[str]]:
+    """For how long its threads have waited for a CPU, as far as the kernel says, and the kernel's
+    letters for what they do now."""
+    nanoseconds, states = 0, set()
     with suppress(OSError):
         for thread in os.listdir(f"{proc}/{pid}/task"):
             with suppress(OSError, IndexError):
                 with open(f"{proc}/{pid}/task/{thread}/stat", "rb") as file:
-                    runnable |= file.read().rpartition(b")")[2].split()[0] == b"R"
+                    states.add(file.read().rpartition(b")")[2].split()[0].decode())
                 with open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
                     nanoseconds += int(file.read().split()[1])
-    return nanoseconds / 1e9, runnable
+    return nanoseconds / 1e9, states
 
 
 def _io(proc: str, pid: int) -> dict[bytes, int]:

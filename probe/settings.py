@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -183,14 +183,24 @@ KNOBS: tuple[Knob, ...] = (
         "How many checks in a row must be slow before that is a fault.",
     ),
     Knob(
+        "retries",
+        "PROBE_RETRIES",
+        "1",
+        _count,
+        "a whole number from 1 to 1000",
+        "How many checks in a row have to find a fault before a check fails, unless one is certain "
+        "of it, as of a model whose process hangs. Instead of Docker's own --retries, which counts "
+        "every fault alike; 1 leaves the counting to Docker.",
+    ),
+    Knob(
         "heal",
         "PROBE_HEAL",
         "off",
         _heal,
         _heal_allowed,
-        "What a health check does about a model that is stalled for three checks in a row. runner: "
-        "it ends the process that serves it, up to three times an hour; the server and its other "
-        "models go on. off: nothing.",
+        "What a health check does about a model that is certain to be stalled, or was found so by "
+        "three checks in a row. runner: it ends the process that serves it, up to three times an "
+        "hour; the server and its other models go on. off: nothing.",
     ),
     Knob(
         "state_dir",
@@ -265,6 +275,7 @@ class Settings:
     min_vram: float | None = None
     min_tokens_per_second: float | None = None
     slow_checks: int = 3
+    retries: int = 1
     heal: str = "off"
     state_dir: str = "/dev/shm"
     cache_dir: str = "/var/cache/ollama-probe"
@@ -274,6 +285,11 @@ class Settings:
         """Where the server listens."""
         parts = urlsplit(self.host)
         return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def at_once(self) -> Settings:
+        """The same where nobody counts checks: every fault that is found counts."""
+        return replace(self, retries=1)
 
     @property
     def is_local(self) -> bool:

@@ -6,6 +6,7 @@ Pure, like `judge.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
@@ -16,6 +17,9 @@ from probe.settings import Settings
 
 IDLE_SHARE = 0.005
 """One that had less to run has done nothing, on a GPU neither: a GPU's work has to be started."""
+
+REST_SECONDS = 2.0
+"""One that holds up `/api/ps` has to have rested for this long."""
 
 WORK_PERCENT = 5
 """A GPU that is used more than this does somebody's work."""
@@ -72,7 +76,9 @@ def of(
     elif of_server or (proves and silent_for > 2 * settings.timeout):
         words = f"{what}, and nothing is being done"
         alone = model.state == "silent" or not any(_is_silent(other, memory) for other in others)
-        yield _stalled(model, unanswered, words, readings, settings, alone=alone)
+        certain = alone and of_server and _rests(model, observation, waited, ran, settings, now)
+        found = _stalled(model, unanswered, words, readings, settings, alone=alone)
+        yield replace(found, certain=certain)
     elif not observation.no_time:
         yield _busy(first, f"{what}; the next check asks again", readings)
 
@@ -80,7 +86,7 @@ def of(
 def held(observation: Observation, past: Memory, settings: Settings, now: float) -> Verdict | None:
     """What is said of a runner that holds up `/api/ps`; None: none is known to, or several.
 
-    It is stalled when two checks in a row have seen that, and it did no work meanwhile.
+    It is stalled when it did no work meanwhile, at all, or little in two checks in a row.
     """
     if len(observation.held_by) != 1:
         return None
@@ -93,8 +99,10 @@ def held(observation: Observation, past: Memory, settings: Settings, now: float)
     works = _works(model, observation, waited, model.runnable_seconds)
     if works and held_for > busy_timeout(model, settings):
         return unhealthy(Reason.STALLED, f"{what}, for {held_for:.0f} s", **readings)
-    if since is not None and not works:
-        return _stalled(model, [], what, readings, settings)
+    ran = model.runnable_seconds
+    rests = waited >= REST_SECONDS and _rests(model, observation, waited, ran, settings, now)
+    if rests or (since is not None and not works):
+        return replace(_stalled(model, [], what, readings, settings), certain=rests)
     again = "but work is being done" if works else "the next check asks again"
     first = bool(settings.models) and not past.proven
     return _busy(first, f"{what}; {again}", readings)
@@ -169,6 +177,31 @@ def _refusal(model: Model, answer: Answer, settings: Settings) -> Iterator[Verdi
         yield unhealthy(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     elif answer.status is None or not (400 <= answer.status < 500 or answer.queue_full):
         yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
+
+
+def _rests(
+    model: Model,
+    observation: Observation,
+    waited: float,
+    ran: float | None,
+    settings: Settings,
+    now: float,
+) -> bool:
+    """Whether a silent runner did nothing at all, nor waited for a disk, nor did a GPU work.
+
+    Its loop is also silent while it reads a batch of a prompt, for minutes on a slow CPU. And a
+    check that has outlived its deadline was stopped itself, as with its container (`docker pause`)
+    or with the whole machine.
+    """
+    runner = model.runner
+    if now - observation.began_at > settings.timeout:
+        return False
+    if runner is None or runner.blocked or model.state != "silent" or ran is None:
+        return False
+    devices = observation.gpu.devices if observation.gpu else ()
+    use = [device.utilization_percent for device in devices]
+    still = bool(use) and all(percent is not None and percent < WORK_PERCENT for percent in use)
+    return ran < IDLE_SHARE * waited and (still or not model.row.size_vram_bytes)
 
 
 def _works(

@@ -68,7 +68,7 @@ def demo() -> None:
     say(
         f"""
   {times["CHECK"]:6.1f} s   until a check of the probe failed
-  {times["UNHEALTHY"]:6.1f} s   until Docker reported it unhealthy (3 checks in a row)
+  {times["UNHEALTHY"]:6.1f} s   until Docker reported it unhealthy
   {times["HEAL"] - times["UNHEALTHY"]:6.2f} s   from there until autoheal began to heal it
   {times["HEALTHY"] - times["HEAL"]:6.1f} s   from there until it was healthy again
 

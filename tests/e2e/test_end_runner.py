@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -117,14 +118,51 @@ def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
     assert server.attributes["State"]["StartedAt"] == started
 
 
+IMAGE = {"PROBE_RETRIES": "3", **TIME_TO_ASK}
+"""As the image has it: the probe counts, and Docker does not."""
+
+
+def test_one_check_is_enough_where_it_is_certain(each_ollama: Start) -> None:
+    server = each_ollama(IMAGE, retries=1)
+    server.wait_listening()
+    server.load_seen("tiny")
+    with server.endless_request("tiny"):
+        [hung] = runner.pids(server)
+        os.kill(hung, signal.SIGSTOP)
+        began = time.monotonic()
+        server.wait_health("unhealthy", seconds=LONG_SECONDS)
+        verdicts = [v for v in server.verdicts if v.reason is Reason.STALLED]
+        assert len(verdicts) == 1, verdicts
+        assert verdicts[0].readings["runner_pid"] is not None
+        taken = time.monotonic() - began
+        # Users wait: what that check was certain of is not looked for again.
+        began = time.monotonic()
+        outcome = end_runner(server)
+        assert outcome["result"] == "ended", outcome
+        assert time.monotonic() - began < taken / 2
+    assert "response" in server.generate("tiny")
+    server.wait_health("healthy")
+
+
+def test_what_is_not_certain_is_a_doubt_before_docker_hears_of_it(each_ollama: Start) -> None:
+    server = each_ollama(IMAGE, retries=1)
+    server.wait_health("healthy")
+    os.kill(server.attributes["State"]["Pid"], signal.SIGSTOP)
+    server.wait_health("unhealthy", seconds=LONG_SECONDS)
+    verdicts = server.verdicts
+    doubts = [v for v in verdicts if v.readings.get("doubt") == "api_down"]
+    assert len(doubts) >= 2, verdicts
+    assert [v.reason for v in verdicts if not v.healthy] == [Reason.API_DOWN]
+
+
 def test_a_check_at_a_terminal_only_looks(unchecked: Start) -> None:
-    server = unchecked({"PROBE_HEAL": "runner"})
+    server = unchecked({"PROBE_HEAL": "runner", **TIME_TO_ASK})
     server.check()
     with server.endless_request("tiny"):
         [hung] = runner.pids(server)
         os.kill(hung, signal.SIGSTOP)
         command = ["docker", "exec", "--tty", server.name, "ollama-probe", "check"]
-        said = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(6)]
+        said = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(3)]
         assert "unhealthy stalled (runner)" in said[-1]  # what would help
         assert runner.pids(server) == [hung]
         server.check_until(lambda verdict: "was ended" in verdict.message)

@@ -107,7 +107,9 @@ def test_nothing_else_about_ollamas_image_changes(engine: docker.DockerClient) -
         for key, value in ours.attrs["Config"].items()
         if value != base.attrs["Config"].get(key) and key not in ("Image", "Labels")
     }
-    assert changed == {"Healthcheck"}
+    assert changed == {"Healthcheck", "Env"}
+    added = set(ours.attrs["Config"]["Env"]) - set(base.attrs["Config"]["Env"] or ())
+    assert added == {"PROBE_RETRIES=3"}
     layers = base.attrs["RootFS"]["Layers"]
     assert ours.attrs["RootFS"]["Layers"][: len(layers)] == layers
 

@@ -22,6 +22,7 @@ class FakeEngine:
 
     url = "unix:///docker.sock"
     refuses: tuple[str, ...] = ()
+    check: Mapping[str, Any] = {}
 
     def __init__(
         self, test: list[str], env: list[str], labels: dict[str, str], said: str = ""
@@ -31,7 +32,7 @@ class FakeEngine:
             "Id": "c0ffee",
             "Name": "/ollama",
             "Names": ["/ollama"],
-            "Config": {"Healthcheck": {"Test": test}, "Env": env, "Labels": labels},
+            "Config": {"Healthcheck": {"Test": test, **self.check}, "Env": env, "Labels": labels},
             "HostConfig": {},
             "State": {"Running": True},
         }
@@ -180,3 +181,32 @@ def test_a_probe_that_does_not_tell_is_no_fault(tmp_path: Path, said: str) -> No
     assert findings(tmp_path, said=said) == []
     found = findings(tmp_path, said=said, level="ok")
     assert ("ollama: which Ollama it runs could not be asked", "") in found
+
+
+COUNTING = [*PROBE, "--retries", "3"]
+
+
+@pytest.mark.parametrize(
+    ("test", "inside", "retries", "warned"),
+    [
+        (COUNTING, [], 3, True),
+        (COUNTING, [], 0, True),  # Docker's own number is three
+        ([*PROBE, "--retries=3"], [], 3, True),
+        (PROBE, ["PROBE_RETRIES=3"], 3, True),
+        (COUNTING, [], 1, False),
+        (PROBE, [], 3, False),
+        ([*PROBE, "--retries", "1"], ["PROBE_RETRIES=3"], 3, False),
+    ],
+)
+def test_a_health_check_whose_failures_are_counted_twice_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    test: list[str],
+    inside: list[str],
+    retries: int,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(FakeEngine, "check", {"Retries": retries})
+    found = findings(tmp_path, test=test, inside=inside)
+    said = [advice for what, advice in found if "counts by itself" in what]
+    assert said == (["set retries: 1 for its HEALTHCHECK"] if warned else [])

@@ -13,8 +13,19 @@ import pytest
 from probe.end_process import end, evidence
 from probe.end_runner import heal
 from probe.gpu_reading import GpuReading
-from probe.healing import MOST, WINDOW_SECONDS, culprit, is_due, is_spent, with_end, with_suspect
-from probe.judge import UNHEALTHY_CHECKS, judge
+from probe.healing import (
+    CHECKS,
+    MOST,
+    RECENT_SECONDS,
+    WINDOW_SECONDS,
+    culprit,
+    has_rested,
+    is_due,
+    is_spent,
+    with_end,
+    with_suspect,
+)
+from probe.judge import judge
 from probe.memory import Memory
 from probe.observation import Dialect, Observation, Runner, Slot
 from probe.processes import started
@@ -247,6 +258,32 @@ def test_no_more_runners_are_ended_than_the_budget_has_and_it_comes_back() -> No
     assert not is_spent(memory, NOW + WINDOW_SECONDS + 1)
 
 
+def test_a_check_that_is_certain_waits_for_no_other() -> None:
+    assert is_due(with_suspect(Memory(), RUNNER, NOW, certain=True))
+
+
+@pytest.mark.parametrize(
+    ("runner", "later", "rested"),
+    [
+        (RUNNER, 5, True),
+        (RUNNER, RECENT_SECONDS + 1, False),
+        (OTHER_RUNNER, 5, False),
+        (replace(RUNNER, cpu_seconds=50.5), 5, False),
+        (replace(RUNNER, queued_seconds=0.5), 5, False),
+        (replace(RUNNER, blocked=True), 5, False),
+    ],
+)
+def test_a_runner_that_has_done_anything_since_is_looked_at_again(
+    runner: Runner, later: float, rested: bool
+) -> None:
+    memory = with_suspect(Memory(), RUNNER, NOW, certain=True)
+    assert has_rested(runner, memory, NOW + later) is rested
+
+
+def test_one_whose_end_is_not_due_is_looked_at_again() -> None:
+    assert not has_rested(RUNNER, counted(RUNNER, RUNNER), 5)
+
+
 # --- ending ---------------------------------------------------------------------------------
 
 
@@ -302,7 +339,7 @@ def test_a_check_ends_the_runner_at_the_third_time_and_nobody_else_has_to_act(
     hung: Runner, sleeper: subprocess.Popen[bytes]
 ) -> None:
     memory = PROVEN
-    for _ in range(UNHEALTHY_CHECKS - 1):
+    for _ in range(CHECKS - 1):
         verdict, memory = check_that_heals(hung, memory)
         assert (verdict.healthy, verdict.remedy) == (False, Remedy.NONE)
         assert sleeper.poll() is None
@@ -331,7 +368,7 @@ def test_without_a_memory_the_check_leaves_it_to_others(
 ) -> None:
     """It could not know how often it has found this, nor what it has done about it."""
     for memory, saved in ((replace(PROVEN, kept=False), True), (PROVEN, False)):
-        for _ in range(UNHEALTHY_CHECKS + 1):
+        for _ in range(CHECKS + 1):
             verdict, memory = check_that_heals(hung, memory, saved=saved)
             assert verdict.remedy is Remedy.RUNNER
     assert sleeper.poll() is None
@@ -343,7 +380,7 @@ def test_a_process_that_has_ended_by_itself_is_nobodys_fault(
     sleeper.kill()
     sleeper.wait()
     memory = PROVEN
-    for _ in range(UNHEALTHY_CHECKS):
+    for _ in range(CHECKS):
         verdict, memory = check_that_heals(hung, memory)
     assert "has ended by itself meanwhile" in verdict.message
     assert verdict.remedy is Remedy.NONE
