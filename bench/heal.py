@@ -141,7 +141,7 @@ def _hang(server: Ollama, patience: float) -> Run:
     [hung] = set(runner.pids(server)) - {other}
     address = server.url
     time.sleep(random.uniform(0, INTERVAL_SECONDS))
-    with server.endless_request("tiny"):
+    with server.endless_request("tiny", options={"num_predict": 1_000_000}):
         os.kill(hung, signal.SIGSTOP)
         began = time.time()
         users = Crowd(address, patience)

@@ -268,6 +268,8 @@ class _Check:
                 continue
             silent = time.monotonic() - began
             later = runners.again(runner)
+            if later is None:
+                continue
             key, past = known[runner.identity]
             yield Model(
                 LoadedModel(past.name, 0, past.vram_bytes, past.expires_at, digest=key),

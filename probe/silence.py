@@ -76,7 +76,10 @@ def of(
     elif of_server or (proves and silent_for > 2 * settings.timeout):
         words = f"{what}, and nothing is being done"
         alone = model.state == "silent" or not any(_is_silent(other, memory) for other in others)
-        certain = alone and of_server and _rests(model, observation, waited, ran, settings, now)
+        # A process that has gone meanwhile may have been replaced by one that loads.
+        there = all(one.runner is not None for one in unanswered)
+        rests = there and _rests(model, observation, waited, ran, settings, now)
+        certain = alone and of_server and rests
         found = _stalled(model, unanswered, words, readings, settings, alone=alone)
         yield replace(found, certain=certain)
     elif not observation.no_time:

@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 300
 
 def demo() -> None:
     client, container = find_server()
-    say("This takes 1 to 2 minutes. It touches only the Ollama container that `make up` started.")
+    say("This takes half a minute. It touches only the Ollama container that `make up` started.")
     url = _url(container)
     with step("loading two small models"):
         beside, runner = [_load(url, container, name) for name in (BESIDE, MODEL)]
@@ -60,7 +60,8 @@ def demo() -> None:
         raise FailedError(f"Not healed within {PATIENCE_SECONDS} s. See: docker compose logs")
     answered = _ask(url, MODEL, 60)
     _line(time.time() - began, "ANSWERS", f"a new request took {answered:.1f} s")
-    served = sum(one.exception() is None for one in waiting)
+    served = [one.result() for one in waiting if one.exception() is None]
+    well = times["HEALTHY"] - times["HEAL"]
     same = beside in _runners(container)
     for name in (MODEL, BESIDE):
         _unload(url, name)
@@ -70,14 +71,21 @@ def demo() -> None:
   {times["CHECK"]:6.1f} s   until a check of the probe failed
   {times["UNHEALTHY"]:6.1f} s   until Docker reported it unhealthy
   {times["HEAL"] - times["UNHEALTHY"]:6.2f} s   from there until autoheal began to heal it
-  {times["HEALTHY"] - times["HEAL"]:6.1f} s   from there until it was healthy again
+{_served(served, times["HEAL"])}  {well:6.1f} s   from there until a check found it healthy
 
-{served} of the {WAITING} users who waited got their answer.
+{len(served)} of the {WAITING} users who waited got their answer.
 The other model's process {"never stopped" if same else "was stopped by the restart"}.
 
 Next: `docker compose exec autoheal autoheal history`, or the page of incidents.
 """
     )
+
+
+def _served(seconds: list[float], since: float) -> str:
+    """When the first user who waited was served; both in seconds since the fault."""
+    if not seconds:
+        return ""
+    return f"  {min(seconds) - since:6.1f} s   from there until a user who waited got an answer\n"
 
 
 def find_server() -> tuple[docker.DockerClient, Container]:

@@ -67,7 +67,7 @@ http://127.0.0.1:{ports["OLLAMA_PORT"]}, and autoheal restarts it when it does n
   docker compose logs --follow autoheal  what autoheal decides, and why
   docker compose exec ollama ollama pull llama3.2:1b
                                          a model, where the Ollama registry can be reached
-  make demo                              break Ollama on purpose and watch it heal (1 to 2 min)
+  make demo                              break Ollama on purpose and watch it heal (30 s)
   make down                              stop both services; models and images stay
   make clean                             remove everything that `make` created, models included"""
     )

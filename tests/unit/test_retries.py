@@ -42,7 +42,7 @@ COUNTS = Settings(retries=3)
 """As the image's HEALTHCHECK has it, with a deadline of 10 s."""
 
 DOWN = Observation(NOW, api_error="/api/ps: no answer")
-UNANSWERED = asked(TO_SERVER, NOTHING)
+UNANSWERED = asked(TO_SERVER, NOTHING, runner=RUNNER)
 HUNG = check(model(ON_CPU, health=SILENT), to=(UNANSWERED,))
 """Its process did nothing at all for 9.7 s."""
 
@@ -79,12 +79,16 @@ def test_a_process_that_does_nothing_at_all_is_a_fault_at_once() -> None:
         ),
         (check(model(ON_CPU), to=(UNANSWERED,)), "its loop answers for its slots"),
         (
-            check(model(ON_CPU, SILENT), to=(asked(TO_SERVER, NOTHING, ran=0.2),)),
+            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runnable_seconds=0.2),)),
             "it did a little",
         ),
         (
-            check(model(ON_CPU, SILENT), to=(asked(TO_SERVER, NOTHING, ran=None),)),
+            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runnable_seconds=None),)),
             "nobody knows what it did",
+        ),
+        (
+            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runner=None),)),
+            "it has gone, and another one may be loading",
         ),
         (check(model(health=SILENT), to=(UNANSWERED,)), "nobody knows what the GPU did"),
         (check(model(health=SILENT), to=(UNANSWERED,), gpu=GpuReading()), "the same"),
