@@ -68,6 +68,7 @@ bench: $(VENV)/.ready  ## the figures in the documentation
 	$(BIN)/python -m bench.probe_cost
 	$(BIN)/python -m bench.users_cost
 	$(BIN)/python -m bench.time_to_kill
+	$(BIN)/python -m bench.heal
 	$(BIN)/python -m bench.autoheal_idle
 	$(BIN)/python -m bench.many_containers
 	$(BIN)/python -m bench.page_cost

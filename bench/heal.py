@@ -36,6 +36,7 @@ from testbed import runner, twins
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, Deadline
 from testbed.models import volume_of_models
+from testbed.network import free_port
 from testbed.ollama import Ollama
 from testbed.runs import LABELS, unique
 
@@ -124,6 +125,8 @@ def _server(
         detach=True,
         labels={label: "true", **LABELS},
         environment=way.probe,
+        # After a restart a container may have another address of its own.
+        ports={"11434/tcp": ("127.0.0.1", free_port())},
         volumes={volume: {"bind": "/root/.ollama", "mode": "rw"}},
     )
     try:
@@ -139,7 +142,8 @@ def _hang(server: Ollama, patience: float) -> Run:
     [other] = runner.pids(server)
     server.load_seen("tiny")
     [hung] = set(runner.pids(server)) - {other}
-    address = server.url
+    [published] = server.attributes["HostConfig"]["PortBindings"]["11434/tcp"]
+    address = f"http://127.0.0.1:{published['HostPort']}"
     time.sleep(random.uniform(0, INTERVAL_SECONDS))
     with server.endless_request("tiny", options={"num_predict": 1_000_000}):
         os.kill(hung, signal.SIGSTOP)

@@ -15,7 +15,7 @@ COLOURS = {
     "HEAL": "#8250df",
     "START": "#0969da",
     "HEALTHY": "#1a7f37",
-    "ANSWERS": "#1a7f37",
+    "SERVED": "#1a7f37",
 }
 WORDS = {
     "FAULT": ("the model’s process is frozen", "/api/version and /api/ps still return 200"),
@@ -24,7 +24,7 @@ WORDS = {
     "HEAL": ("autoheal: ends the stuck process", "triggered by the event, not by polling"),
     "START": ("the container runs again", ""),
     "HEALTHY": ("Docker: healthy", "the health check passes"),
-    "ANSWERS": ("a user’s request is answered", ""),
+    "SERVED": ("a user who waited is answered", "other models never stopped"),
 }
 ROW, WIDTH = 62, 640
 
