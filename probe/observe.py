@@ -264,11 +264,9 @@ class _Check:
                 return
             patience = max(left / (len(suspects) - place), _MUTE_SECONDS)
             began = time.monotonic()
-            if not self._server.is_mute(runner, patience):
-                continue
-            silent = time.monotonic() - began
+            mute, silent = self._server.is_mute(runner, patience), time.monotonic() - began
             later = runners.again(runner)
-            if later is None:
+            if not mute or later is None:
                 continue
             key, past = known[runner.identity]
             yield Model(
