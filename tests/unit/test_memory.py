@@ -28,6 +28,8 @@ from tests.unit.strategies import memories
 FULL = Memory(
     checked_at=5.0,
     no_time_since=4.0,
+    fault_since=6.0,
+    fault_checks=2,
     proven=True,
     version="0.33.0",
     gpus=("GPU-1",),
