@@ -228,10 +228,10 @@ def _container(
             f"{name} is removed when it stops (--rm), so it can be restarted but not recreated",
             "start it without --rm",
         )
+    env = dict(word.partition("=")[::2] for word in config.get("Env") or ())
+    yield from _counting(name, check, env)
     if PROBE_COMMAND in " ".join(check["Test"]):
-        env = dict(word.partition("=")[::2] for word in config.get("Env") or ())
         yield from _probe_settings(name, env)
-        yield from _counted_twice(name, check, env)
         if found["State"]["Running"]:
             yield from _server(name, found["Id"], check["Test"], engine)
         yield from _gpu(name, found, env, info)
@@ -244,20 +244,26 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("warning", f"{name}: {variable} is no longer used", instead)
 
 
-def _counted_twice(
-    name: str, check: Mapping[str, Any], env: Mapping[str, str]
-) -> Iterator[Finding]:
-    """The probe may count failing checks for Docker; then Docker should not count them as well."""
+def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
+    """Either the probe counts failing checks, as in its image, or Docker: not both, nor nobody."""
     words = " ".join(check["Test"]).replace("=", " ").split()
     by_flag = words[words.index("--retries") + 1 :][:1] if "--retries" in words else []
-    by_probe = (by_flag or [env.get("PROBE_RETRIES", "1")])[0]
-    by_docker = check.get("Retries") or 3
-    if by_docker > 1 and by_probe != "1":
+    in_image = env.get("PROBE_RETRIES")
+    by_docker, by_probe = check.get("Retries") or 3, (by_flag or [in_image or "1"])[0]
+    ours = PROBE_COMMAND in " ".join(words)
+    if ours and by_docker > 1 and by_probe != "1":
         yield Finding(
             "warning",
             f"{name} is called unhealthy after {by_docker} failing checks, although the probe "
             f"counts by itself (--retries {by_probe}): healing begins later than it could",
-            "set retries: 1 for its HEALTHCHECK",
+            "set retries: 1 for its HEALTHCHECK (in a Swarm keep 3)",
+        )
+    elif in_image is not None and by_docker == 1 and (by_probe == "1" or not ours):
+        yield Finding(
+            "warning",
+            f"{name} is called unhealthy after one failing check, and nothing counts: what its "
+            "HEALTHCHECK leaves out comes from the image",
+            "set retries: 3 for its HEALTHCHECK",
         )
 
 

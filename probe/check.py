@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     Act = Callable[[Verdict, Observation, Memory, Save], tuple[Verdict, Memory]]
 
 
-def look(settings: Settings, act: Act | None = None) -> tuple[Verdict, Observation]:
+def look(
+    settings: Settings, act: Act | None = None, *, counts: bool = False
+) -> tuple[Verdict, Observation]:
     """Make one check within `settings.timeout` seconds: the verdict, and what it rests on.
 
     Args:
@@ -29,6 +31,7 @@ def look(settings: Settings, act: Act | None = None) -> tuple[Verdict, Observati
         act: what to do about what was found, while no other check looks. It gets the verdict, what
             it rests on, what the next check should know, and a function that leaves that for it
             and says whether it could; it returns the first and the third, changed or not.
+        counts: as `judge` has it.
     """
     from probe.deadline import alarm
     from probe.judge import judge
@@ -44,13 +47,13 @@ def look(settings: Settings, act: Act | None = None) -> tuple[Verdict, Observati
     try:
         past = file.load()
         observation = observe(settings, past, end)
-        verdict, present = judge(observation, past, settings, time.monotonic())
-        middle = (began + end) / 2
-        if not past.kept and may_be_doubted(verdict, settings) and time.monotonic() < middle:
+        verdict, present = judge(observation, past, settings, time.monotonic(), counts=counts)
+        wait = (began + end) / 2 - time.monotonic()
+        if counts and not past.kept and may_be_doubted(verdict, settings) and wait > 0:
             # No check knows of another: this one has to look twice by itself.
-            time.sleep(middle - time.monotonic())
-            observation = observe(settings, past, end)
-            verdict, present = judge(observation, past, settings, time.monotonic())
+            time.sleep(wait)
+            observation = observe(settings, present, end)
+            verdict, present = judge(observation, present, settings, time.monotonic(), counts=True)
         if act is not None:
             verdict, present = act(verdict, observation, present, file.save)
         file.save(present)
@@ -76,7 +79,7 @@ def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     past = MemoryFile(settings).peek()
     observation = observe(settings, past, end, ask=False, details=True)
-    verdict, _ = judge(observation, past, settings.at_once, time.monotonic())
+    verdict, _ = judge(observation, past, settings, time.monotonic(), counts=False)
     last = past.episodes[-1] if past.episodes else None
     if verdict.reason is Reason.BUSY and last is not None and not last.healthy:
         # Only asking shows whether it is over; until then what the last check found stands.
@@ -90,7 +93,7 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
         settings = Settings.from_flags_and_env(flags, os.environ)
         # A person who looks, at a terminal, ends nothing.
         heals = settings.heal == "runner" and not os.isatty(0)
-        verdict, _ = look(settings, _heal if heals else None)
+        verdict, _ = look(settings, _heal if heals else None, counts=True)
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
     except Exception as error:  # no fault of the server's, and no reason to restart it

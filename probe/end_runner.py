@@ -22,6 +22,7 @@ from probe.healing import (
 from probe.memory import Memory
 from probe.observation import LoadedModel, Model, Observation, Runner
 from probe.report import Reading, Reason, Remedy, Verdict
+from probe.retries import without_fault
 from probe.settings import Settings
 
 _DONE = {
@@ -104,13 +105,14 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
         outcomes.append(outcome)
         return verdict, _noted(verdict, memory) if outcome.result == "ended" else memory
 
-    look(settings.at_once, act)
+    look(settings, act)
     return outcomes[0]
 
 
 def _noted(verdict: Verdict, memory: Memory) -> Memory:
     """The memory after the end of a runner, which no check repeats that has no time to look."""
-    return _with(verdict, with_suspect(memory, None), _ENDED, Remedy.NONE)[1]
+    memory = without_fault(with_suspect(memory, None))
+    return _with(verdict, memory, _ENDED, Remedy.NONE)[1]
 
 
 def _note(settings: Settings, verdict: Verdict) -> None:
@@ -132,7 +134,7 @@ def _note(settings: Settings, verdict: Verdict) -> None:
 def _found(
     settings: Settings, past: Memory, model: str | None
 ) -> tuple[Verdict, Observation] | None:
-    """What the last checks found, where a short look shows that it still stands.
+    """What the last check was certain of, where a short look shows that it still stands.
 
     Users wait, and another check may be under way: for neither a whole one is made. The runner must
     be as silent as it was, and have done nothing at all since.
@@ -141,7 +143,7 @@ def _found(
     from probe.ollama import Server
 
     last = past.episodes[-1] if past.episodes else None
-    if last is None or last.remedy != Remedy.RUNNER or not is_due(past):
+    if last is None or last.remedy != Remedy.RUNNER or not past.certain:
         return None
     runner = next((one for one in runners.find() if one.identity == past.suspect), None)
     names = [one.name for one in past.models.values() if one.runner == past.suspect]

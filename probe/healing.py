@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from probe.memory import Memory
-from probe.observation import Observation, Runner
+from probe.observation import READ_BYTES, Observation, Runner
 from probe.plan import CALM_SECONDS, same_model
 from probe.report import Remedy, Verdict
+from probe.retries import without_fault
 
 CHECKS = 3
 """So many checks in a row have to ask for the end of a runner, where none is certain."""
 
-RECENT_SECONDS = 60.0
-"""What a check has found stands for no longer than this without another check."""
+RECENT_SECONDS = 30.0
+"""What a check was certain of stands for no longer than this without another check."""
 
 WINDOW_SECONDS = 3600.0
 MOST = 3
@@ -49,29 +50,37 @@ def with_suspect(
         certain: no other check has to find it again.
     """
     if runner is None:
-        return replace(memory, suspect="", suspect_checks=0)
+        return replace(memory, suspect="", suspect_checks=0, certain=False)
     before = memory.suspect_checks if memory.suspect == runner.identity else 0
-    checks = max(before + 1, CHECKS if certain else 0)
-    return replace(
-        memory,
-        suspect=runner.identity,
-        suspect_checks=checks,
-        suspect_at=now,
-        suspect_seconds=runner.runnable_seconds,
-    )
+    memory = replace(memory, suspect=runner.identity, suspect_checks=before + 1, certain=certain)
+    return replace(memory, certain_at=now, certain_counts=_counts(runner)) if certain else memory
 
 
 def has_rested(runner: Runner, memory: Memory, now: float) -> bool:
-    """Whether a runner whose end is due has done nothing since the check that found it so began."""
-    if runner.identity != memory.suspect or not is_due(memory) or runner.blocked:
+    """Whether a runner has done nothing since the check began that was certain of it.
+
+    Args:
+        runner: as it is now.
+        memory: what the checks left.
+        now: seconds of the monotonic clock.
+    """
+    if runner.identity != memory.suspect or not memory.certain:
         return False
-    ran = runner.runnable_seconds - memory.suspect_seconds
-    return now - memory.suspect_at < RECENT_SECONDS and ran <= CALM_SECONDS
+    if runner.blocked or runner.runnable or now - memory.certain_at > RECENT_SECONDS:
+        return False
+    counts = memory.certain_counts
+    since = [after - before for before, after in zip(counts, _counts(runner), strict=True)]
+    ran, queued, read = since
+    return max(ran, queued) <= CALM_SECONDS and read <= READ_BYTES
+
+
+def _counts(runner: Runner) -> tuple[float, ...]:
+    return runner.cpu_seconds, runner.queued_seconds, float(runner.read_bytes or 0)
 
 
 def is_due(memory: Memory) -> bool:
     """Whether enough checks in a row have asked for the end of one runner."""
-    return memory.suspect_checks >= CHECKS
+    return memory.certain or memory.suspect_checks >= CHECKS
 
 
 def is_spent(memory: Memory, now: float) -> bool:
@@ -81,5 +90,5 @@ def is_spent(memory: Memory, now: float) -> bool:
 
 def with_end(memory: Memory, now: float) -> Memory:
     """The memory before a check ends a runner."""
-    memory = with_suspect(memory, None)
+    memory = without_fault(with_suspect(memory, None))
     return replace(memory, ended=(*memory.ended, now)[-MOST:])

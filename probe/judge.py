@@ -34,7 +34,12 @@ def gpu_wanted(settings: Settings, memory: Memory, hint: bool) -> bool:
 
 
 def judge(
-    observation: Observation, memory: Memory, settings: Settings, now: float
+    observation: Observation,
+    memory: Memory,
+    settings: Settings,
+    now: float,
+    *,
+    counts: bool = True,
 ) -> tuple[Verdict, Memory]:
     """What an observation means, and what the next check should know.
 
@@ -43,6 +48,8 @@ def judge(
         memory: what the checks before left.
         settings: the probe's settings.
         now: seconds of the monotonic clock.
+        counts: Docker is told. If not, every fault is told as it was found, and this check is
+            none of those in a row.
     """
     past = memory
     memory = _with_gpus(observation, past, learn(observation, past, settings, now), settings)
@@ -58,11 +65,12 @@ def judge(
     if of_gpus and not _can_be_healed(verdict):
         verdict = of_gpus
     if verdict is before:
+        memory = retries.without_fault(memory) if verdict.healthy and counts else memory
         return verdict, replace(memory, no_time_since=past.no_time_since or now)
-    suspect = culprit(verdict, observation)
-    memory = with_suspect(memory, suspect, now, certain=verdict.certain)
-    memory = retries.with_fault(memory, verdict, now)
-    verdict = retries.counted(verdict, past, settings, now)
+    if counts:
+        suspect = culprit(verdict, observation)
+        memory = with_suspect(memory, suspect, now, certain=verdict.certain)
+        verdict, memory = retries.counted(verdict, past, memory, settings, now)
     answered = observation.api_error is None
     if answered and verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
@@ -109,7 +117,7 @@ def _of_models(
     """
     found = list(_found(observation, past, memory, settings, now))
     faults = [one for one in found if not one.healthy]
-    healable = next(filter(_can_be_healed, faults), None)
+    healable = min(filter(_can_be_healed, faults), key=lambda one: not one.certain, default=None)
     required = {model.row.name for model in observation.models if is_required(model, settings)}
     counts = [
         one for one in faults if one.readings.get("required", one.readings.get("model") in required)
@@ -151,8 +159,7 @@ def _found(
 def _as_before(observation: Observation, past: Memory, settings: Settings, now: float) -> Verdict:
     """The verdict of a check that ran out of its own time: what was found before, if it stands.
 
-    An unhealthy one is repeated only where it has made the container unhealthy already, as any
-    does that was counted here.
+    An unhealthy one is repeated only where it has made the container unhealthy already.
     """
     words = f"this check had no time left {observation.no_time}"
     last = past.episodes[-1] if past.episodes else None
@@ -166,8 +173,8 @@ def _as_before(observation: Observation, past: Memory, settings: Settings, now: 
     reason = Reason.BUSY
     if last and not _has_ended(Reason(last.reason), observation, past):
         words = f"{words}; the last check that had time found {last.reason}: {last.message}"
-        needed = UNHEALTHY_CHECKS if settings.retries == 1 else 1
-        if last.healthy or last.checks >= needed:
+        told = past.failed if settings.retries > 1 else last.checks >= UNHEALTHY_CHECKS
+        if last.healthy or told:
             found = Reason(last.reason)
             remedy = Remedy(last.remedy) if last.remedy else found.remedy
             return Verdict(last.healthy, found, words, remedy=remedy)

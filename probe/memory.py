@@ -165,10 +165,13 @@ class Memory:
         fault_since: when the first of the last checks in a row that found a fault was judged; None
             when the last one found none.
         fault_checks: how many they were.
+        failed: Docker was told by the last of them that the server is unhealthy.
         suspect: identity of the runner whose end the last checks in a row have asked for.
-        suspect_checks: how many they were; a check that is certain counts for all that it takes.
-        suspect_at: when the last of them was judged.
-        suspect_seconds: for how long it had run, or waited for a CPU, when that one began.
+        suspect_checks: how many they were.
+        certain: the last of them was certain, and needs no other.
+        certain_at: when that one was judged.
+        certain_counts: what its runner had used when that one began: seconds of CPU time, seconds
+            of waiting for a CPU, bytes read.
         episodes: the last verdicts, oldest first.
     """
 
@@ -193,8 +196,10 @@ class Memory:
     ended: tuple[float, ...] = ()
     fault_since: float | None = None
     fault_checks: int = 0
+    failed: bool = False
     suspect: str = ""
     suspect_checks: int = 0
-    suspect_at: float = 0.0
-    suspect_seconds: float = 0.0
+    certain: bool = False
+    certain_at: float = 0.0
+    certain_counts: tuple[float, ...] = ()
     episodes: tuple[Episode, ...] = ()

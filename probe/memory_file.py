@@ -24,6 +24,9 @@ _LIMIT_BYTES = 1 << 20
 _TYPES = (Memory, Load, SentLoad, ModelMemory, FailedLoad, Episode)
 """What a memory is made of."""
 
+_TOLD = ("proven", "fault_since", "fault_checks", "failed")
+"""What a check needs to know that cannot leave anything itself."""
+
 _SURVIVES = ("gpus", "used_gpus")
 """What still holds after a restart of the container."""
 
@@ -50,12 +53,17 @@ class MemoryFile:
         """Why what is known of GPUs will not survive a restart; None when it will."""
         self._surviving = os.path.join(settings.cache_dir, f"gpus-{os.geteuid()}.json")
         self._descriptor: int | None = None
+        self._is_new = False
 
     def acquire(self) -> None:
         """Wait for the checks before us, until the caller's alarm rings."""
         descriptor = None
         try:
-            descriptor = self._open(os.O_RDWR | os.O_CREAT)
+            try:
+                descriptor = self._open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                self._is_new = True
+            except FileExistsError:
+                descriptor = self._open(os.O_RDWR | os.O_CREAT)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._descriptor = descriptor
         except TimeoutError:
@@ -84,12 +92,22 @@ class MemoryFile:
     def load(self) -> Memory:
         """What the last check left; empty where there is nothing that can be trusted."""
         if self._descriptor is None:
-            return replace(self._survivors(), kept=False)
+            return replace(self._survivors(), kept=False, **self._told())
         with contextlib.suppress(*_UNREADABLE):
-            content = json.loads(os.pread(self._descriptor, _LIMIT_BYTES, 0))
-            if content.pop("about") == _about():
-                return _memory(content)
-        return self._survivors()
+            return _whole(os.pread(self._descriptor, _LIMIT_BYTES, 0))
+        # What an earlier check could not write is lost, as on a full disk.
+        return replace(self._survivors(), kept=self._is_new)
+
+    def _told(self) -> dict[str, Any]:
+        """What Docker was told of faults, where other checks hold the file."""
+        with contextlib.suppress(*_UNREADABLE):
+            descriptor = self._open(os.O_RDONLY)
+            try:
+                memory = _whole(os.pread(descriptor, _LIMIT_BYTES, 0))
+            finally:
+                os.close(descriptor)
+            return {name: getattr(memory, name) for name in _TOLD}
+        return {}
 
     def save(self, memory: Memory) -> bool:
         """Leave it for the next check; returns whether that can read it."""
@@ -158,6 +176,14 @@ def _life() -> str:
 
 
 _hints = functools.cache(get_type_hints)
+
+
+def _whole(content: bytes) -> Memory:
+    """A whole memory of this life of the container; raises one of `_UNREADABLE`."""
+    fields = json.loads(content)
+    if fields.pop("about") != _about():
+        raise ValueError("of another life, or of another version")
+    return _memory(fields)
 
 
 def _memory(content: dict[str, Any]) -> Memory:

@@ -59,6 +59,11 @@ def has_driver_library(env: Mapping[str, str], root: str = "") -> bool:
     return any(os.path.exists(f"{root}{d}/{LIBRARY}") for d in (*search, *_LIBRARY_DIRS))
 
 
+def is_likely(env: Mapping[str, str]) -> bool:
+    """Whether something in this container speaks for a GPU, and nothing hides it."""
+    return hidden_by(env) is None and (has_driver_library(env) or has_device_node())
+
+
 def has_device_node(root: str = "") -> bool:
     """Whether this container has a device node of an NVIDIA GPU."""
     return any(glob.glob(root + pattern) for pattern in _DEVICE_NODES)

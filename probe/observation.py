@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
@@ -137,8 +138,11 @@ class Runner:
         return self.cpu_seconds + self.queued_seconds
 
     def and_then(self, later: Runner | None) -> Runner:
-        """The same look, blocked if it was blocked at this one or at a later one."""
-        return replace(self, blocked=self.blocked or (later is not None and later.blocked))
+        """The same look; blocked, or runnable, if it was at this one or at a later one."""
+        if later is None:
+            return self
+        blocked, runnable = self.blocked or later.blocked, self.runnable or later.runnable
+        return replace(self, blocked=blocked, runnable=runnable)
 
     def ran(self, later: Runner | None, seconds: float) -> float:
         """For how long of the seconds since this look it ran or waited, for a CPU or for a disk.
@@ -308,6 +312,7 @@ class Asked:
         slots: the runner's slots afterwards; None where they cannot be read.
         row: what `/api/ps` said of the model afterwards; None where that was not asked.
         runner: its process afterwards; None where it is not visible, or gone.
+        still_silent: it was left unanswered, and the runner itself said nothing afterwards.
     """
 
     ask: Ask
@@ -316,6 +321,7 @@ class Asked:
     slots: tuple[Slot, ...] | None = None
     row: LoadedModel | None = None
     runner: Runner | None = None
+    still_silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -324,6 +330,7 @@ class Observation:
 
     Attributes:
         began_at: when it began, in seconds of the monotonic clock.
+        ends_at: when it has to end.
         clock: what the wall clock was ahead of it.
         gpu: NVML's reading; None when no GPU was looked for.
         api_error: why the server could not be asked; None when it could.
@@ -344,6 +351,7 @@ class Observation:
     """
 
     began_at: float = 0.0
+    ends_at: float = math.inf
     clock: float = 0.0
     gpu: GpuReading | None = None
     api_error: str | None = None

@@ -72,9 +72,7 @@ def observe(
         details: read of the GPUs what no check needs, too.
     """
     env = os.environ
-    hint = settings.gpu == "auto" and (
-        nvml.hidden_by(env) is None and (nvml.has_driver_library(env) or nvml.has_device_node())
-    )
+    hint = settings.gpu == "auto" and nvml.is_likely(env)
     call = nvml.BackgroundRead(env, details=details) if gpu_wanted(settings, memory, hint) else None
     began = time.monotonic()
     clock = time.time() - began
@@ -83,7 +81,8 @@ def observe(
     if reading and reading.fault is GpuFault.HANGS and end - began < _enough(settings):
         reading = None
         observation = replace(observation, no_time=observation.no_time or "to read the GPU")
-    return replace(observation, began_at=began, clock=clock, gpu=reading)
+    observation = replace(observation, began_at=began, clock=clock, gpu=reading)
+    return replace(observation, ends_at=end + RESERVE_SECONDS)
 
 
 class _Check:
@@ -343,8 +342,7 @@ class _Check:
         if ask.slot is not None and not self._is_still_free(model):
             return
         answer = self._server.ask_runner(model.runner, ask, seconds * _TOKEN_SHARE)
-        one = self._afterwards(model, Asked(ask, answer))
-        yield one
+        yield self._afterwards(model, Asked(ask, answer))
         again = suspicion(model, self._settings)
         if not is_suspicious(answer) or again is None or again.via != "server":
             return
@@ -366,11 +364,12 @@ class _Check:
         return slots is not None and free_slot(slots, past_of(model, self._memory)) is not None
 
     def _of_server(self, model: Model, ask: Ask, seconds: float) -> Asked:
-        answer = self._server.ask(model.row.name, ask, seconds)
-        rows: tuple[LoadedModel, ...] = ()
+        # Afterwards the runner is asked once more.
+        seconds = max(seconds - RESERVE_SECONDS, seconds / 2)
+        answer, row = self._server.ask(model.row.name, ask, seconds), None
         with suppress(ApiError):
             rows = self._server.loaded(RESERVE_SECONDS)
-        row = next((row for row in rows if row.key == model.row.key), None)
+            row = next((row for row in rows if row.key == model.row.key), None)
         return self._afterwards(model, Asked(ask, answer, row=row))
 
     def _afterwards(self, model: Model, asked: Asked) -> Asked:
@@ -381,10 +380,11 @@ class _Check:
         ran = model.runner.ran(later, asked.answer.seconds)
         answered = asked.answer.outcome == "token"
         health = None
-        if later and answered and later.command.dialect is Dialect.LLAMA_SERVER:
+        if later and (not answered or later.command.dialect is Dialect.LLAMA_SERVER):
             health = self._server.runner_health(later, RESERVE_SECONDS)
-        slots = health.slots if health else None
-        return replace(asked, runner=later, runnable_seconds=ran, slots=slots)
+        slots = health.slots if health and answered else None
+        silent = not answered and health is not None and health.state == "silent"
+        return replace(asked, runner=later, runnable_seconds=ran, slots=slots, still_silent=silent)
 
     def _remaining(self) -> float:
         return max(self._end - time.monotonic(), 0.001)

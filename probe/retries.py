@@ -8,42 +8,47 @@ from probe.memory import Memory
 from probe.report import Reason, Verdict
 from probe.settings import Settings
 
+_AT_ONCE = (Reason.MISCONFIGURED, Reason.LOADING)
+"""A setting is wrong at every check; and a load before the first healthy check is no fault."""
 
-def counted(found: Verdict, past: Memory, settings: Settings, now: float) -> Verdict:
-    """What Docker is told of a fault that was found; a healthy verdict is told as it is.
 
-    A fault that is not certain counts once as many checks in a row have found it as the settings
-    say, over more than twice the time that a check may take. Until then it is a doubt. There is
-    none before the first healthy check, which would end Docker's start period, and none about a
-    server that is unhealthy already.
+def counted(
+    found: Verdict, past: Memory, memory: Memory, settings: Settings, now: float
+) -> tuple[Verdict, Memory]:
+    """What Docker is told of what a check found, and the memory after it.
+
+    A fault that is not certain counts once as many checks in a row have found one as the settings
+    say, over more than three times the time that a check may take. Until then it is a doubt. There
+    is none before the first healthy check, which would end Docker's start period, and none about a
+    server that Docker was told to be unhealthy.
 
     Args:
         found: the verdict of this check by itself.
         past: what the checks before left.
+        memory: what this check leaves otherwise.
         settings: the probe's settings.
         now: seconds of the monotonic clock.
     """
-    if found.healthy or found.certain or not past.proven or not may_be_doubted(found, settings):
-        return found
-    if past.episodes and not past.episodes[-1].healthy:
-        return found
+    if found.healthy:
+        return found, without_fault(memory)
     since = now if past.fault_since is None else past.fault_since
-    lasted = now - since > 2 * settings.timeout
-    if past.fault_checks + 1 >= settings.retries and lasted:
-        return found
+    checks = past.fault_checks + 1
+    lasted = checks >= settings.retries and now - since > 3 * settings.timeout
+    doubted = may_be_doubted(found, settings) and past.proven and not (past.failed or lasted)
+    memory = replace(memory, fault_since=since, fault_checks=checks, failed=not doubted)
+    if not doubted:
+        return found, memory
     words = f"{found.message}; not certain yet, the next check looks again"
-    return Verdict(True, Reason.BUSY, words, {**found.readings, "doubt": str(found.reason)})
+    readings = {**found.readings, "doubt": str(found.reason)}
+    return Verdict(True, Reason.BUSY, words, readings), memory
 
 
 def may_be_doubted(found: Verdict, settings: Settings) -> bool:
     """Whether a fault has to be found more than once."""
-    wrong = found.reason is Reason.MISCONFIGURED
-    return settings.retries > 1 and not (found.healthy or found.certain or wrong)
+    at_once = found.healthy or found.certain or found.reason in _AT_ONCE
+    return settings.retries > 1 and not at_once
 
 
-def with_fault(memory: Memory, found: Verdict, now: float) -> Memory:
-    """The memory after one more check, whose verdict by itself was this."""
-    if found.healthy:
-        return replace(memory, fault_since=None, fault_checks=0)
-    since = now if memory.fault_since is None else memory.fault_since
-    return replace(memory, fault_since=since, fault_checks=memory.fault_checks + 1)
+def without_fault(memory: Memory) -> Memory:
+    """The memory where whatever is found next has to be found anew."""
+    return replace(memory, fault_since=None, fault_checks=0, failed=False)

@@ -171,7 +171,7 @@ def serve(settings: Settings, options: ServeSettings) -> NoReturn:
     said = None
     while True:
         began = time.monotonic()
-        verdict, observation = look(settings.at_once)  # who asks counts by himself
+        verdict, observation = look(settings)
         answers.found(Finding(time.monotonic(), verdict, observation))
         if (verdict.healthy, verdict.reason) != said:
             said = verdict.healthy, verdict.reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -285,11 +285,6 @@ class Settings:
         """Where the server listens."""
         parts = urlsplit(self.host)
         return parts.port or (443 if parts.scheme == "https" else 80)
-
-    @property
-    def at_once(self) -> Settings:
-        """The same where nobody counts checks: every fault that is found counts."""
-        return replace(self, retries=1)
 
     @property
     def is_local(self) -> bool:

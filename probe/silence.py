@@ -18,7 +18,7 @@ from probe.settings import Settings
 IDLE_SHARE = 0.005
 """One that had less to run has done nothing, on a GPU neither: a GPU's work has to be started."""
 
-REST_SECONDS = 2.0
+REST_SECONDS = 1.5
 """One that holds up `/api/ps` has to have rested for this long."""
 
 WORK_PERCENT = 5
@@ -76,10 +76,7 @@ def of(
     elif of_server or (proves and silent_for > 2 * settings.timeout):
         words = f"{what}, and nothing is being done"
         alone = model.state == "silent" or not any(_is_silent(other, memory) for other in others)
-        # A process that has gone meanwhile may have been replaced by one that loads.
-        there = all(one.runner is not None for one in unanswered)
-        rests = there and _rests(model, observation, waited, ran, settings, now)
-        certain = alone and of_server and rests
+        certain = alone and of_server and _is_certain(model, unanswered, observation, now)
         found = _stalled(model, unanswered, words, readings, settings, alone=alone)
         yield replace(found, certain=certain)
     elif not observation.no_time:
@@ -102,8 +99,7 @@ def held(observation: Observation, past: Memory, settings: Settings, now: float)
     works = _works(model, observation, waited, model.runnable_seconds)
     if works and held_for > busy_timeout(model, settings):
         return unhealthy(Reason.STALLED, f"{what}, for {held_for:.0f} s", **readings)
-    ran = model.runnable_seconds
-    rests = waited >= REST_SECONDS and _rests(model, observation, waited, ran, settings, now)
+    rests = waited >= REST_SECONDS and _rests(model, observation, waited, now)
     if rests or (since is not None and not works):
         return replace(_stalled(model, [], what, readings, settings), certain=rests)
     again = "but work is being done" if works else "the next check asks again"
@@ -182,29 +178,41 @@ def _refusal(model: Model, answer: Answer, settings: Settings) -> Iterator[Verdi
         yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
 
 
-def _rests(
-    model: Model,
-    observation: Observation,
-    waited: float,
-    ran: float | None,
-    settings: Settings,
-    now: float,
+def _is_certain(
+    model: Model, unanswered: list[Asked], observation: Observation, now: float
 ) -> bool:
+    """Whether a runner was silent before a request was left unanswered, and after it, and did
+    nothing at all throughout."""
+    if model.runner is None or model.runnable_seconds is None or not unanswered[-1].still_silent:
+        return False
+    runner, ran, waited = model.runner, model.runnable_seconds, model.silent_seconds
+    for one in unanswered:
+        # One that has gone may have been replaced by one that loads.
+        if one.runner is None or one.runnable_seconds is None:
+            return False
+        runner, ran = runner.and_then(one.runner), ran + one.runnable_seconds
+        waited += one.answer.seconds
+    model = replace(model, runner=runner, runnable_seconds=ran)
+    return _rests(model, observation, waited, now)
+
+
+def _rests(model: Model, observation: Observation, waited: float, now: float) -> bool:
     """Whether a silent runner did nothing at all, nor waited for a disk, nor did a GPU work.
 
     Its loop is also silent while it reads a batch of a prompt, for minutes on a slow CPU. And a
     check that has outlived its deadline was stopped itself, as with its container (`docker pause`)
     or with the whole machine.
     """
-    runner = model.runner
-    if now - observation.began_at > settings.timeout:
-        return False
-    if runner is None or runner.blocked or model.state != "silent" or ran is None:
+    runner, ran = model.runner, model.runnable_seconds
+    if runner is None or runner.blocked or runner.runnable or model.state != "silent":
         return False
     devices = observation.gpu.devices if observation.gpu else ()
     use = [device.utilization_percent for device in devices]
-    still = bool(use) and all(percent is not None and percent < WORK_PERCENT for percent in use)
-    return ran < IDLE_SHARE * waited and (still or not model.row.size_vram_bytes)
+    if any(percent is not None and percent >= WORK_PERCENT for percent in use):
+        return False
+    if model.row.size_vram_bytes and (not use or None in use):
+        return False
+    return ran is not None and ran < IDLE_SHARE * waited and now <= observation.ends_at
 
 
 def _works(

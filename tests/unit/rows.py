@@ -128,7 +128,9 @@ ANSWERED = asked(TO_SERVER, TOKEN)
 
 def check(*of: Model, to: tuple[Asked, ...] = (), **more: object) -> Observation:
     """What a check saw of these models, and what came of asking the first of them."""
-    observation = Observation(NOW, CLOCK, models=of, asked={of[0].row.key: to} if to else {})
+    observation = Observation(
+        began_at=NOW, clock=CLOCK, models=of, asked={of[0].row.key: to} if to else {}
+    )
     return replace(observation, **more)  # type: ignore[arg-type]
 
 

@@ -184,29 +184,38 @@ def test_a_probe_that_does_not_tell_is_no_fault(tmp_path: Path, said: str) -> No
 
 
 COUNTING = [*PROBE, "--retries", "3"]
+IMAGE = ["PROBE_RETRIES=3"]
+TWICE, NOBODY = "counts by itself", "nothing counts"
 
 
 @pytest.mark.parametrize(
-    ("test", "inside", "retries", "warned"),
+    ("test", "inside", "retries", "said"),
     [
-        (COUNTING, [], 3, True),
-        (COUNTING, [], 0, True),  # Docker's own number is three
-        ([*PROBE, "--retries=3"], [], 3, True),
-        (PROBE, ["PROBE_RETRIES=3"], 3, True),
-        (COUNTING, [], 1, False),
-        (PROBE, [], 3, False),
-        ([*PROBE, "--retries", "1"], ["PROBE_RETRIES=3"], 3, False),
+        (COUNTING, [], 3, TWICE),
+        (COUNTING, [], 0, TWICE),  # Docker's own number is three
+        ([*PROBE, "--retries=3"], [], 3, TWICE),
+        (PROBE, IMAGE, 3, TWICE),
+        (PROBE, IMAGE, 1, ""),
+        (COUNTING, [], 1, ""),
+        (PROBE, [], 3, ""),
+        ([*PROBE, "--retries", "1"], IMAGE, 3, ""),
+        ([*PROBE, "--retries", "1"], IMAGE, 1, NOBODY),
+        (PROBE, ["PROBE_RETRIES=1"], 1, NOBODY),
+        (OTHER, IMAGE, 1, NOBODY),
+        (OTHER, IMAGE, 3, ""),
+        (OTHER, [], 1, ""),  # it is not known to be anything but what its user wants
     ],
 )
-def test_a_health_check_whose_failures_are_counted_twice_is_named(
+def test_failures_that_are_counted_twice_or_by_nobody_are_named(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     test: list[str],
     inside: list[str],
     retries: int,
-    warned: bool,
+    said: str,
 ) -> None:
     monkeypatch.setattr(FakeEngine, "check", {"Retries": retries})
-    found = findings(tmp_path, test=test, inside=inside)
-    said = [advice for what, advice in found if "counts by itself" in what]
-    assert said == (["set retries: 1 for its HEALTHCHECK"] if warned else [])
+    found = [what for what, _ in findings(tmp_path, test=test, inside=inside)]
+    assert [words for words in (TWICE, NOBODY) for what in found if words in what] == (
+        [said] if said else []
+    )

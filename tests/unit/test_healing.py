@@ -262,26 +262,33 @@ def test_a_check_that_is_certain_waits_for_no_other() -> None:
     assert is_due(with_suspect(Memory(), RUNNER, NOW, certain=True))
 
 
+SINCE = replace(RUNNER, queued_seconds=9.0)
+
+
 @pytest.mark.parametrize(
     ("runner", "later", "rested"),
     [
-        (RUNNER, 5, True),
-        (RUNNER, RECENT_SECONDS + 1, False),
-        (OTHER_RUNNER, 5, False),
-        (replace(RUNNER, cpu_seconds=50.5), 5, False),
-        (replace(RUNNER, queued_seconds=0.5), 5, False),
-        (replace(RUNNER, blocked=True), 5, False),
+        (SINCE, 5, True),
+        (SINCE, RECENT_SECONDS + 1, False),
+        (replace(SINCE, pid=OTHER_RUNNER.pid), 5, False),
+        (replace(SINCE, cpu_seconds=50.5), 5, False),
+        (replace(SINCE, queued_seconds=9.5), 5, False),
+        # a thread that ended has taken along what it had waited
+        (replace(SINCE, cpu_seconds=55.0, queued_seconds=0.0), 5, False),
+        (replace(SINCE, read_bytes=1 << 30), 5, False),
+        (replace(SINCE, blocked=True), 5, False),
+        (replace(SINCE, runnable=True), 5, False),
     ],
 )
 def test_a_runner_that_has_done_anything_since_is_looked_at_again(
     runner: Runner, later: float, rested: bool
 ) -> None:
-    memory = with_suspect(Memory(), RUNNER, NOW, certain=True)
+    memory = with_suspect(Memory(), SINCE, NOW, certain=True)
     assert has_rested(runner, memory, NOW + later) is rested
 
 
-def test_one_whose_end_is_not_due_is_looked_at_again() -> None:
-    assert not has_rested(RUNNER, counted(RUNNER, RUNNER), 5)
+def test_one_of_which_no_check_was_certain_is_looked_at_again() -> None:
+    assert not has_rested(RUNNER, counted(RUNNER, RUNNER, RUNNER), 5)
 
 
 # --- ending ---------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ FULL = Memory(
     no_time_since=4.0,
     fault_since=6.0,
     fault_checks=2,
+    certain_counts=(1.0, 2.0, 3.0),
     proven=True,
     version="0.33.0",
     gpus=("GPU-1",),
@@ -46,6 +47,8 @@ FULL = Memory(
     episodes=(Episode(1.0, 2.0, 3, True, "ready", "tiny"),),
 )
 SURVIVORS = Memory(gpus=("GPU-1",), used_gpus=("GPU-1",))
+LOST = replace(SURVIVORS, kept=False)
+"""What an earlier check left could not be read."""
 
 
 def knobs(directory: Path, **more: object) -> Settings:
@@ -90,7 +93,7 @@ def test_a_file_that_was_cut_is_empty(tmp_path: Path, data: st.DataObject) -> No
     path = Path(save(tmp_path).path)
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    assert load(tmp_path) == SURVIVORS
+    assert load(tmp_path) == LOST
 
 
 GARBAGE = ["", "{", "[]", "null", '{"models": 3}', '{"models": {}}', "\0" * 99, "[" * 99_999]
@@ -99,7 +102,7 @@ GARBAGE = ["", "{", "[]", "null", '{"models": 3}', '{"models": {}}', "\0" * 99, 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_garbage_is_empty(tmp_path: Path, garbage: str) -> None:
     Path(save(tmp_path).path).write_text(garbage)
-    assert load(tmp_path) == SURVIVORS
+    assert load(tmp_path) == LOST
 
 
 JSON = st.recursive(
@@ -118,7 +121,7 @@ def test_a_field_of_another_kind_makes_the_memory_empty(
     path = Path(save(tmp_path).path)
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     loaded = load(tmp_path)
-    if loaded != SURVIVORS:
+    if loaded != LOST:
         save(tmp_path, loaded)
         assert load(tmp_path) == loaded
         assert type(getattr(loaded, name)) in _kinds(name)
@@ -138,7 +141,7 @@ def test_a_file_of_another_version_is_empty(tmp_path: Path, change: str) -> None
     else:
         content["of_a_later_one"] = 1
     path.write_text(json.dumps(content))
-    assert load(tmp_path) == SURVIVORS
+    assert load(tmp_path) == LOST
 
 
 def test_a_check_by_hand_of_other_models_has_a_memory_of_its_own(tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_a_link_a_directory_and_a_place_that_is_not_there_are_empty_and_say_so(
     path = Path(save(tmp_path).path)
     path.rename(tmp_path / "real")
     path.symlink_to(tmp_path / "real")
-    assert load(tmp_path) == replace(SURVIVORS, kept=False)
+    assert load(tmp_path) == LOST
     path.unlink()
     path.mkdir()
     assert "directory" in (save(tmp_path).problem or "")
@@ -252,7 +255,7 @@ def test_a_disk_that_is_full_leaves_no_old_memory_behind(tmp_path: Path) -> None
             (mount / "ballast").write_bytes(bytes(1 << 20))
         full = save(mount, Memory(vram_percents={str(i): 1.0 for i in range(9999)}))
         assert "space" in (full.problem or "")
-        assert load(mount) == SURVIVORS
+        assert load(mount) == LOST
     finally:
         subprocess.run(["umount", mount], check=True)
 

@@ -45,8 +45,8 @@ from tests.unit.rows import (
 NOT_ASKED = check(model(), no_time="to ask tiny for a token")
 NOT_HEARD = check(model(health=UNKNOWN), no_time="to ask the runner of tiny")
 WORKS_UNSEEN = check(WORKS, no_time="to read the GPU")
-NOTHING_HEARD = Observation(NOW, CLOCK, no_time="to ask the server", answered=False)
-NOT_LOADED = Observation(NOW, CLOCK, no_time="to ask for tiny")
+NOTHING_HEARD = Observation(began_at=NOW, clock=CLOCK, no_time="to ask the server", answered=False)
+NOT_LOADED = Observation(began_at=NOW, clock=CLOCK, no_time="to ask for tiny")
 
 
 def loads(one: Model | None = None) -> Observation:

@@ -14,7 +14,8 @@ from probe import observe
 from probe.gpu_reading import GpuReading
 from probe.judge import judge
 from probe.memory import Memory
-from probe.observation import Model, Observation
+from probe.memory_file import MemoryFile
+from probe.observation import Answer, Asked, Model, Observation
 from probe.report import Reason, Remedy, Verdict, parse, render
 from probe.retries import counted
 from probe.settings import Settings
@@ -29,9 +30,10 @@ from tests.unit.rows import (
     OLD,
     ON_CPU,
     OTHER,
+    OTHER_ROW,
     PROVEN,
+    READY,
     RUNNER,
-    SILENT,
     TO_SERVER,
     asked,
     check,
@@ -42,9 +44,10 @@ COUNTS = Settings(retries=3)
 """As the image's HEALTHCHECK has it, with a deadline of 10 s."""
 
 DOWN = Observation(NOW, api_error="/api/ps: no answer")
-UNANSWERED = asked(TO_SERVER, NOTHING, runner=RUNNER)
-HUNG = check(model(ON_CPU, health=SILENT), to=(UNANSWERED,))
-"""Its process did nothing at all for 9.7 s."""
+SILENT_TWICE = asked(TO_SERVER, NOTHING, runner=RUNNER, still_silent=True)
+STILL = replace(HANGS, row=ON_CPU)
+HUNG = check(STILL, to=(SILENT_TWICE,))
+"""Its process did nothing at all throughout."""
 
 
 def told(
@@ -58,10 +61,14 @@ def told(
     verdicts = []
     for number, observation in enumerate(observations):
         began = NOW + number * every
-        seen = replace(observation, began_at=began)
+        seen = replace(observation, began_at=began, ends_at=began + settings.timeout)
         verdict, memory = judge(seen, memory, settings, began + lasts)
         verdicts.append(verdict)
     return verdicts
+
+
+def hung(model: Model = STILL, request: Asked = SILENT_TWICE, **more: object) -> Observation:
+    return check(model, to=(request,), **more)
 
 
 def test_a_process_that_does_nothing_at_all_is_a_fault_at_once() -> None:
@@ -70,39 +77,36 @@ def test_a_process_that_does_nothing_at_all_is_a_fault_at_once() -> None:
     assert verdict.remedy is Remedy.RUNNER
 
 
+BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True)
+
+
 @pytest.mark.parametrize(
     ("observation", "why"),
     [
-        (
-            check(model(ON_CPU, SILENT, replace(RUNNER, blocked=True)), to=(UNANSWERED,)),
-            "it waits for a disk, or for a driver",
-        ),
-        (check(model(ON_CPU), to=(UNANSWERED,)), "its loop answers for its slots"),
-        (
-            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runnable_seconds=0.2),)),
-            "it did a little",
-        ),
-        (
-            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runnable_seconds=None),)),
-            "nobody knows what it did",
-        ),
-        (
-            check(model(ON_CPU, SILENT), to=(replace(UNANSWERED, runner=None),)),
-            "it has gone, and another one may be loading",
-        ),
-        (check(model(health=SILENT), to=(UNANSWERED,)), "nobody knows what the GPU did"),
-        (check(model(health=SILENT), to=(UNANSWERED,), gpu=GpuReading()), "the same"),
-        (check(model(health=SILENT), to=(UNANSWERED,), gpu=BUSY_GPU), "the GPU works"),
+        (hung(replace(STILL, runner=BLOCKED)), "it waits for a disk, or for a driver"),
+        (hung(request=replace(SILENT_TWICE, runner=BLOCKED)), "it does so at the end"),
+        (hung(replace(STILL, runner=RUNNABLE)), "it waits for a CPU"),
+        (hung(request=replace(SILENT_TWICE, runner=RUNNABLE)), "it does so at the end"),
+        (hung(replace(STILL, health=READY)), "its loop answers for its slots"),
+        (hung(request=replace(SILENT_TWICE, still_silent=False)), "it does so at the end"),
+        (hung(replace(STILL, runnable_seconds=0.11)), "it did a little, before it was asked"),
+        (hung(request=replace(SILENT_TWICE, runnable_seconds=0.2)), "it did a little, after that"),
+        (hung(request=replace(SILENT_TWICE, runnable_seconds=None)), "nobody knows what it did"),
+        (hung(request=replace(SILENT_TWICE, runner=None)), "another one may be loading"),
+        (hung(HANGS), "nobody knows what the GPU did"),
+        (hung(HANGS, gpu=GpuReading()), "the same"),
+        (hung(HANGS, gpu=BUSY_GPU), "the GPU works"),
+        (hung(gpu=BUSY_GPU), "it works for the others, or for a batch of this one"),
         (DOWN, "a server that starts again is silent too"),
-        (check(model(ON_CPU, SILENT, OLD), OTHER), "nobody was asked"),
+        (check(replace(STILL, runner=OLD), OTHER), "nobody was asked"),
     ],
 )
-def test_whatever_else_is_found_is_a_doubt_at_first(observation: Observation, why: object) -> None:
+def test_whatever_else_is_found_is_a_doubt_at_first(observation: Observation, why: str) -> None:
     assert told(observation, lasts=9.7)[0].healthy, why
 
 
 def test_a_still_gpu_makes_it_certain() -> None:
-    assert not told(check(model(health=SILENT), to=(UNANSWERED,), gpu=GPU), lasts=9.7)[0].healthy
+    assert not told(hung(HANGS, gpu=GPU), lasts=9.7)[0].healthy
 
 
 def test_a_check_that_was_stopped_itself_is_certain_of_nothing() -> None:
@@ -117,8 +121,8 @@ def test_a_doubt_says_what_was_found_and_is_a_fault_once_it_has_lasted() -> None
     assert (first.healthy, first.reason) == (True, Reason.BUSY)
     assert first.readings["doubt"] == "api_down"
     assert first.message.startswith("/api/ps: no answer")
-    # three checks in a row, and for longer than two checks may take
-    assert [verdict.healthy for verdict in verdicts] == [True, True, True, False, False, False]
+    # three checks in a row, and for longer than three checks may take
+    assert [verdict.healthy for verdict in verdicts] == [True, True, True, True, False, False]
     assert verdicts[-1].remedy is Remedy.RESTART
     assert "doubt" not in verdicts[-1].readings
 
@@ -130,13 +134,13 @@ def test_slow_checks_need_no_more_of_them() -> None:
 
 @pytest.mark.parametrize("well", [check(model(), to=(ANSWERED,)), Observation(NOW)])
 def test_a_check_that_finds_nothing_wrong_ends_a_doubt(well: Observation) -> None:
-    verdicts = told(DOWN, DOWN, DOWN, well, DOWN, DOWN, DOWN)
+    verdicts = told(*[DOWN] * 4, well, *[DOWN] * 4)
     assert all(verdict.healthy for verdict in verdicts)
 
 
 def test_faults_of_several_kinds_are_counted_together_as_docker_does() -> None:
-    slow = check(model(ON_CPU), to=(UNANSWERED,))
-    verdicts = told(*itertools.islice(itertools.cycle([DOWN, slow]), 5))
+    slow = check(model(ON_CPU), to=(asked(TO_SERVER, NOTHING),))
+    verdicts = told(*itertools.islice(itertools.cycle([DOWN, slow]), 6))
     assert not verdicts[-1].healthy
 
 
@@ -152,7 +156,7 @@ def test_a_server_that_is_unhealthy_does_not_get_well_by_a_doubt() -> None:
 
 def test_a_setting_that_is_wrong_is_no_doubt() -> None:
     wrong = Verdict(False, Reason.MISCONFIGURED, "")
-    assert counted(wrong, PROVEN, COUNTS, NOW) == wrong
+    assert counted(wrong, PROVEN, PROVEN, COUNTS, NOW)[0] == wrong
 
 
 def test_unless_the_probe_is_to_count_docker_does() -> None:
@@ -163,8 +167,28 @@ def test_a_check_without_time_repeats_what_was_counted() -> None:
     out_of_time = Observation(NOW, no_time="to ask the server", answered=False)
     verdicts = told(HUNG, out_of_time, lasts=9.7)
     assert [verdict.healthy for verdict in verdicts] == [False, False]
-    verdicts = told(DOWN, out_of_time, out_of_time, lasts=9.7)
+    # Nor are faults in a row that have checks without time between them.
+    verdicts = told(*[DOWN, out_of_time] * 4, lasts=9.7)
     assert all(verdict.healthy for verdict in verdicts)
+
+
+def test_a_check_that_does_not_count_tells_at_once_and_changes_nothing_for_those_that_do() -> None:
+    # As of `end-runner`, `serve` and `status`, which share the memory of the health check.
+    verdict, memory = judge(DOWN, PROVEN, COUNTS, NOW, counts=False)
+    assert not verdict.healthy
+    out_of_time = Observation(NOW, no_time="to ask the server", answered=False)
+    for observation in (DOWN, out_of_time, HUNG):
+        assert memory.suspect_checks == memory.fault_checks == 0
+        _, memory = judge(observation, memory, COUNTS, NOW, counts=False)
+    assert [v.healthy for v in told(DOWN, out_of_time, DOWN, memory=memory)] == [True, True, True]
+
+
+def test_what_is_certain_comes_before_another_models_fault() -> None:
+    refused = asked(TO_SERVER, Answer("error", 0.1, status=500, message="broken"))
+    both = check(OTHER, STILL)
+    both = replace(both, asked={OTHER_ROW.key: (refused,), ON_CPU.key: (SILENT_TWICE,)})
+    [verdict] = told(both, lasts=9.7)
+    assert (verdict.healthy, verdict.readings["runner_pid"]) == (False, RUNNER.pid)
 
 
 def test_a_doubt_is_a_line_that_an_older_autoheal_takes_for_healthy() -> None:
@@ -214,20 +238,50 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
     return queue
 
 
-@pytest.mark.parametrize(
-    ("second", "healthy"), [(DOWN, False), (check(model(), to=(ANSWERED,)), True)]
-)
+WELL = check(model(), to=(ANSWERED,))
+
+
+def look(settings: Settings) -> bool:
+    """Make a whole check that counts; returns whether it passes."""
+    return whole_check.look(settings, counts=True)[0].healthy
+
+
+@pytest.mark.parametrize(("second", "healthy"), [(DOWN, False), (WELL, True)])
 def test_without_a_memory_a_check_looks_twice_by_itself(
     looks: list[Observation], second: Observation, healthy: bool, tmp_path: Path
 ) -> None:
     looks += [DOWN, second]
     nowhere = str(tmp_path / "not there")
-    verdict, _ = whole_check.look(Settings(retries=3, timeout=1, state_dir=nowhere))
-    assert verdict.healthy is healthy
+    assert look(Settings(retries=3, timeout=1, state_dir=nowhere)) is healthy
     assert looks == []
 
 
 def test_with_a_memory_it_looks_once(looks: list[Observation], tmp_path: Path) -> None:
     looks += [DOWN]
-    whole_check.look(Settings(retries=3, timeout=1, state_dir=str(tmp_path)))
+    look(Settings(retries=3, timeout=1, state_dir=str(tmp_path)))
+    assert looks == []
+
+
+def test_a_memory_that_was_lost_is_none(looks: list[Observation], tmp_path: Path) -> None:
+    """As on a full disk, which leaves an empty file."""
+    settings = Settings(retries=3, timeout=1, state_dir=str(tmp_path))
+    looks += [WELL, DOWN, WELL]
+    look(settings)
+    Path(MemoryFile(settings).path).write_bytes(b"")
+    assert look(settings)
+    assert looks == []
+
+
+def test_beside_another_check_that_takes_its_time_one_fault_is_a_doubt(
+    looks: list[Observation], tmp_path: Path
+) -> None:
+    settings = Settings(retries=3, timeout=1, state_dir=str(tmp_path))
+    looks += [WELL, DOWN]
+    look(settings)
+    other = MemoryFile(settings)
+    other.acquire()
+    try:
+        assert look(settings)
+    finally:
+        other.release()
     assert looks == []
