@@ -217,7 +217,7 @@ def main() -> None:
                         results.setdefault((title, kind), []).append(run)
         finally:
             for healer in healers:
-                healer.kill()
+                healer.stop()  # gives its leases back
     _print(name, results)
 
 
