@@ -41,14 +41,15 @@ def look(
 
     began = time.monotonic()
     end = began + settings.timeout - RESERVE_SECONDS
+    middle = (began + end) / 2
     file = MemoryFile(settings)
-    with suppress(TimeoutError), alarm((time.monotonic() + end) / 2):
+    with suppress(TimeoutError), alarm(middle):
         file.acquire()  # the alarm may ring when it is held already
     try:
         past = file.load()
         observation = observe(settings, past, end)
         verdict, present = judge(observation, past, settings, time.monotonic(), counts=counts)
-        wait = (began + end) / 2 - time.monotonic()
+        wait = middle - time.monotonic()
         if counts and not past.kept and may_be_doubted(verdict, settings) and wait > 0:
             # No check knows of another: this one has to look twice by itself.
             time.sleep(wait)

@@ -143,21 +143,19 @@ def _found(
     from probe.ollama import Server
 
     last = past.episodes[-1] if past.episodes else None
-    if last is None or last.remedy != Remedy.RUNNER or not past.certain:
+    if last is None or last.remedy != Remedy.RUNNER or past.certain_at is None:
         return None
     runner = next((one for one in runners.find() if one.identity == past.suspect), None)
     names = [one.name for one in past.models.values() if one.runner == past.suspect]
     if runner is None or len(names) != 1:
         return None
-    health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
+    silent = Server(settings.host).is_silent(runner, SHORT_SECONDS)
     later = runners.again(runner)
-    if health is None or health.state != "silent" or later is None:
-        return None
-    if not has_rested(later, past, time.monotonic()):
+    if not silent or later is None or not has_rested(later, past, time.monotonic()):
         return None
     readings: dict[str, Reading] = {"model": names[0], "runner_pid": runner.pid}
     verdict = Verdict(False, Reason(last.reason), last.message, readings, Remedy.RUNNER)
-    observation = Observation(models=(Model(LoadedModel(names[0]), later, health),))
+    observation = Observation(models=(Model(LoadedModel(names[0]), later),))
     return None if culprit(verdict, observation, model) is None else (verdict, observation)
 
 

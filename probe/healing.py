@@ -50,10 +50,15 @@ def with_suspect(
         certain: no other check has to find it again.
     """
     if runner is None:
-        return replace(memory, suspect="", suspect_checks=0, certain=False)
+        return replace(memory, suspect="", suspect_checks=0, certain_at=None)
     before = memory.suspect_checks if memory.suspect == runner.identity else 0
-    memory = replace(memory, suspect=runner.identity, suspect_checks=before + 1, certain=certain)
-    return replace(memory, certain_at=now, certain_counts=_counts(runner)) if certain else memory
+    return replace(
+        memory,
+        suspect=runner.identity,
+        suspect_checks=before + 1,
+        certain_at=now if certain else None,
+        certain_counts=_counts(runner),
+    )
 
 
 def has_rested(runner: Runner, memory: Memory, now: float) -> bool:
@@ -64,7 +69,7 @@ def has_rested(runner: Runner, memory: Memory, now: float) -> bool:
         memory: what the checks left.
         now: seconds of the monotonic clock.
     """
-    if runner.identity != memory.suspect or not memory.certain:
+    if runner.identity != memory.suspect or memory.certain_at is None:
         return False
     if runner.blocked or runner.runnable or now - memory.certain_at > RECENT_SECONDS:
         return False
@@ -80,7 +85,7 @@ def _counts(runner: Runner) -> tuple[float, ...]:
 
 def is_due(memory: Memory) -> bool:
     """Whether enough checks in a row have asked for the end of one runner."""
-    return memory.certain or memory.suspect_checks >= CHECKS
+    return memory.certain_at is not None or memory.suspect_checks >= CHECKS
 
 
 def is_spent(memory: Memory, now: float) -> bool:

@@ -168,8 +168,8 @@ class Memory:
         failed: Docker was told by the last of them that the server is unhealthy.
         suspect: identity of the runner whose end the last checks in a row have asked for.
         suspect_checks: how many they were.
-        certain: the last of them was certain, and needs no other.
-        certain_at: when that one was judged.
+        certain_at: when the last of them was judged, if it was certain and needs no other; None
+            where it was not.
         certain_counts: what its runner had used when that one began: seconds of CPU time, seconds
             of waiting for a CPU, bytes read.
         episodes: the last verdicts, oldest first.
@@ -199,7 +199,6 @@ class Memory:
     failed: bool = False
     suspect: str = ""
     suspect_checks: int = 0
-    certain: bool = False
-    certain_at: float = 0.0
+    certain_at: float | None = None
     certain_counts: tuple[float, ...] = ()
     episodes: tuple[Episode, ...] = ()

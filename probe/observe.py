@@ -74,8 +74,7 @@ def observe(
     env = os.environ
     hint = settings.gpu == "auto" and nvml.is_likely(env)
     call = nvml.BackgroundRead(env, details=details) if gpu_wanted(settings, memory, hint) else None
-    began = time.monotonic()
-    clock = time.time() - began
+    began, clock = time.monotonic(), time.time() - time.monotonic()
     observation = _Check(settings, memory, end, ask, version=details or call is not None).run()
     reading = call.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if call else None
     if reading and reading.fault is GpuFault.HANGS and end - began < _enough(settings):
@@ -364,13 +363,15 @@ class _Check:
         return slots is not None and free_slot(slots, past_of(model, self._memory)) is not None
 
     def _of_server(self, model: Model, ask: Ask, seconds: float) -> Asked:
-        # Afterwards the runner is asked once more.
-        seconds = max(seconds - RESERVE_SECONDS, seconds / 2)
+        seconds = max(seconds - RESERVE_SECONDS, seconds / 2)  # the rest is for its runner
         answer, row = self._server.ask(model.row.name, ask, seconds), None
         with suppress(ApiError):
             rows = self._server.loaded(RESERVE_SECONDS)
             row = next((row for row in rows if row.key == model.row.key), None)
-        return self._afterwards(model, Asked(ask, answer, row=row))
+        one = self._afterwards(model, Asked(ask, answer, row=row))
+        if answer.outcome != "silent" or one.runner is None:
+            return one
+        return replace(one, still_silent=self._server.is_silent(one.runner, RESERVE_SECONDS))
 
     def _afterwards(self, model: Model, asked: Asked) -> Asked:
         """What the request has done to the model's runner."""
@@ -380,11 +381,10 @@ class _Check:
         ran = model.runner.ran(later, asked.answer.seconds)
         answered = asked.answer.outcome == "token"
         health = None
-        if later and (not answered or later.command.dialect is Dialect.LLAMA_SERVER):
+        if later and answered and later.command.dialect is Dialect.LLAMA_SERVER:
             health = self._server.runner_health(later, RESERVE_SECONDS)
-        slots = health.slots if health and answered else None
-        silent = not answered and health is not None and health.state == "silent"
-        return replace(asked, runner=later, runnable_seconds=ran, slots=slots, still_silent=silent)
+        slots = health.slots if health else None
+        return replace(asked, runner=later, runnable_seconds=ran, slots=slots)
 
     def _remaining(self) -> float:
         return max(self._end - time.monotonic(), 0.001)

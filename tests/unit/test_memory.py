@@ -30,6 +30,7 @@ FULL = Memory(
     no_time_since=4.0,
     fault_since=6.0,
     fault_checks=2,
+    certain_at=7.0,
     certain_counts=(1.0, 2.0, 3.0),
     proven=True,
     version="0.33.0",
