@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -17,8 +20,11 @@ WIDE, PHONE = (1280, 900), (390, 844)
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(inside: Sequence[str] = ()) -> Iterator[Browser]:
     """A Chromium; while it is there, this thread has an event loop.
+
+    Args:
+        inside: the words before its command, such as those of a network.
 
     Raises:
         RuntimeError: there is none on this machine.
@@ -26,9 +32,12 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         raise RuntimeError("no Chromium on this machine: `make test` installs one")
-    with sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
+        program = Path(directory, "chromium")
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([*inside, path])} "$@"\n')
+        program.chmod(0o755)
         browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"], timeout=milliseconds()
+            executable_path=program, args=["--no-sandbox"], timeout=milliseconds()
         )
         yield browser
         browser.close()
