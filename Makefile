@@ -43,7 +43,7 @@ test-more:  ## long tests: crashes, many containers, fresh machines, Engine 20.1
 
 test-unit: $(VENV)/.ready  ## unit tests; no engine needed
 	@$(PYTHON) -m scripts.dev_env unit
-	$(BIN)/python -m pytest --durations 10 tests/unit tests/gpu
+	$(BIN)/python -m pytest --numprocesses auto --durations 10 tests/unit tests/gpu
 
 test-e2e: $(VENV)/.ready  ## tests on a real engine with a real Ollama
 	@$(PYTHON) -m scripts.dev_env engine
@@ -56,7 +56,8 @@ test-e2e-more: $(VENV)/.ready
 
 test-engines: $(VENV)/.ready  ## tests on Engine 20.10
 	@$(PYTHON) -m scripts.up
-	$(BIN)/python -m scripts.older_engine $(OLDER_ENGINE_TEST) $(IN_PARALLEL) -m "not more"
+	$(BIN)/python -m scripts.older_engine $(OLDER_ENGINE_TEST) $(IN_PARALLEL) \
+	    -m "not more or every_engine"
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -254,10 +254,17 @@ def worlds(
         world.clean_up()
 
 
+LONG = (pytest.mark.more, pytest.mark.every_engine)
+
+
 @pytest.mark.parametrize(
     "action",
-    # A redeploy of one container takes the same steps as its recreation.
-    ["runner", "restart", "recreate", "stop", pytest.param("redeploy", marks=pytest.mark.more)],
+    [
+        "restart",
+        *(pytest.param(action, marks=LONG) for action in ("runner", "recreate", "stop")),
+        # Of one container it takes the same steps as a recreation.
+        pytest.param("redeploy", marks=pytest.mark.more),
+    ],
 )
 def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
     action: str, worlds: Any
@@ -273,6 +280,8 @@ def test_killed_after_anything_it_does_the_next_start_finishes_or_undoes_it(
         list(pool.map(one, range(1, len(everything) + 1)))
 
 
+@pytest.mark.more
+@pytest.mark.every_engine
 def test_when_any_call_to_the_engine_fails_it_is_healed_all_the_same(worlds: Any) -> None:
     calls = [name for name in live_through(worlds("recreate"), 0) if name in CALLS]
     assert {"create", "stop", "rename", "start", "remove"} <= set(calls)
