@@ -33,10 +33,10 @@ def look(
             and says whether it could; it returns the first and the third, changed or not.
         counts: as `judge` has it.
     """
-    from probe.deadline import alarm
+    from probe.deadline import RESERVE_SECONDS, alarm
     from probe.judge import judge
     from probe.memory_file import MemoryFile
-    from probe.observe import RESERVE_SECONDS, observe
+    from probe.observe import observe
     from probe.retries import may_be_doubted
 
     began = time.monotonic()
@@ -73,9 +73,10 @@ def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
     Returns:
         The verdict, what it rests on, and what the checks before have left.
     """
+    from probe.deadline import RESERVE_SECONDS
     from probe.judge import judge
     from probe.memory_file import MemoryFile
-    from probe.observe import RESERVE_SECONDS, observe
+    from probe.observe import observe
 
     end = time.monotonic() + settings.timeout - RESERVE_SECONDS
     past = MemoryFile(settings).peek()

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from probe.deadline import RESERVE_SECONDS
 from probe.gpu_reading import GpuFault, GpuReading
 from probe.memory import Memory, ModelMemory
 from probe.observation import CommandLine, Dialect, Observation, Runner
-from probe.observe import RESERVE_SECONDS, observe
+from probe.observe import observe
 from probe.settings import Settings
 from testbed.deadlines import scaled
 

@@ -28,7 +28,7 @@ FLOORS = {
     1: "gpu_reading observation memory report knobs settings setting_names",
     2: "dialects generations plan loads vram gpus learn silence judge healing retries",
     3: "deadline processes end_process nvml nvml_details amd ollama runners memory_file",
-    4: "devices observe check end_runner",
+    4: "devices asking observe check end_runner",
     5: "cli serve metrics exposition status monitor monitored ollama_clients",
 }
 """The files of `probe/`: data, rules, hands, wiring, faces. A file imports from its own floor and
