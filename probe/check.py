@@ -85,7 +85,9 @@ def glance(settings: Settings) -> tuple[Verdict, Observation, Memory]:
     last = past.episodes[-1] if past.episodes else None
     if verdict.reason is Reason.BUSY and last is not None and not last.healthy:
         # Only asking shows whether it is over; until then what the last check found stands.
-        verdict = Verdict(False, Reason(last.reason), last.message, verdict.readings)
+        reason = Reason(last.reason)
+        remedy = Remedy(last.remedy) if last.remedy else reason.remedy
+        verdict = Verdict(False, reason, last.message, verdict.readings, remedy)
     return verdict, observation, past
 
 

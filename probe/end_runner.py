@@ -204,11 +204,13 @@ def heal(
     if not is_due(memory):
         words = f"its runner is ended if {CHECKS} checks in a row find this (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
-    memory = with_end(memory, now)
+    before, memory = memory, with_end(memory, now)
     if not save(memory):
         return verdict, memory
     seen = evidence(runner.pid)
     result = end(runner.pid, runner.started)
+    if result == "stuck":
+        memory = replace(before, ended=memory.ended)  # Docker is told of it as before
     words = _DONE.get(result, f"its runner (process {runner.pid}) was ended (PROBE_HEAL)")
     remedy = Remedy.RESTART if result == "denied" else Remedy.NONE
     return _with(verdict, memory, words, remedy, _readings(runner, seen))

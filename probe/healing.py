@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.memory import Memory
+from probe.learn import serves_users
+from probe.memory import Memory, ModelMemory
 from probe.observation import READ_BYTES, Observation, Runner
 from probe.plan import CALM_SECONDS, same_model
-from probe.report import Remedy, Verdict
+from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
 
 CHECKS = 3
@@ -15,6 +16,9 @@ CHECKS = 3
 
 RECENT_SECONDS = 30.0
 """What a check was certain of stands for no longer than this without another check."""
+
+UNENDING_SECONDS = 20.0
+"""A process that was killed has ended within this, however much memory it has to give back."""
 
 WINDOW_SECONDS = 3600.0
 MOST = 3
@@ -36,6 +40,55 @@ def culprit(verdict: Verdict, observation: Observation, model: str | None = None
         if meant and one.runner and one.runner.pid == verdict.readings.get("runner_pid"):
             return one.runner
     return None
+
+
+def with_unending(
+    verdict: Verdict, observation: Observation, past: Memory, memory: Memory, now: float
+) -> Verdict:
+    """The verdict where a runner was killed and has not ended: nothing may be restarted.
+
+    The server waits for it before it loads anything. While a driver holds it the kernel cannot end
+    it, and a container that is stopped then neither ends nor starts again.
+
+    Args:
+        verdict: what was found otherwise.
+        observation: what it rests on.
+        past: what the checks before left.
+        memory: what this check leaves.
+        now: seconds of the monotonic clock.
+    """
+    if not observation.unending:
+        return verdict
+    one = min(observation.unending, key=lambda left: memory.unending[left.identity])
+    seconds = now - memory.unending[one.identity]
+    model = next((m for m in past.models.values() if m.runner == one.identity), ModelMemory())
+    of_model = f" of {model.name}" if model.name else ""
+    what = f"the runner{of_model} (process {one.identity.partition('/')[0]} of the container)"
+    readings: dict[str, Reading] = {**verdict.readings, "unending": one.identity}
+    noted = replace(verdict, readings=readings)
+    if verdict.remedy is Remedy.OPERATOR:
+        return noted
+    needs_time, due = verdict.remedy is Remedy.NONE, seconds >= UNENDING_SECONDS
+    if needs_time and due and _serves_users(observation, past, now):
+        return noted
+    if needs_time and not due and (not verdict.healthy or model.silent_since is None):
+        return noted
+    words, remedy = f"{what} was killed, and has not ended yet", Remedy.NONE
+    if due:
+        state = f"state {one.state}, in {one.waits_in}" if one.waits_in else f"state {one.state}"
+        words = f"{what} was killed {seconds:.0f} s ago and does not end ({state})"
+        words += ". No restart of the container ends it: reset its GPU, or restart the machine"
+        remedy = Remedy.OPERATOR
+    if needs_time:
+        return Verdict(False, Reason.STALLED, words, readings, remedy)
+    return replace(noted, message=f"{words}; {verdict.message}", remedy=remedy, certain=False)
+
+
+def _serves_users(observation: Observation, past: Memory, now: float) -> bool:
+    return any(
+        serves_users(model, observation.asked.get(model.row.key, ()), past, now)
+        for model in observation.models
+    )
 
 
 def with_suspect(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import gpus, loads, retries, silence, vram
-from probe.healing import culprit, with_suspect
+from probe.healing import culprit, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
@@ -64,7 +64,10 @@ def judge(
     )
     if of_gpus and not _can_be_healed(verdict):
         verdict = of_gpus
-    if verdict is before:
+    unending = {one.identity: past.unending.get(one.identity, now) for one in observation.unending}
+    memory = replace(memory, unending=unending)
+    found, verdict = verdict, with_unending(verdict, observation, past, memory, now)
+    if found is before and (found.healthy, found.remedy) == (verdict.healthy, verdict.remedy):
         memory = retries.without_fault(memory) if verdict.healthy and counts else memory
         return verdict, replace(memory, no_time_since=past.no_time_since or now)
     if counts:

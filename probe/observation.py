@@ -167,6 +167,21 @@ class Runner:
 
 
 @dataclass(frozen=True)
+class Unending:
+    """What is left of a runner that was killed and has not ended.
+
+    Attributes:
+        identity: as `Runner.identity`.
+        state: the kernel's letter for what one of its threads does: `D` where a driver holds it.
+        waits_in: the kernel's function that it waits in; empty where that cannot be read.
+    """
+
+    identity: str
+    state: str = ""
+    waits_in: str = ""
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """One row of `/api/ps`.
 
@@ -342,6 +357,7 @@ class Observation:
         models: the loaded models.
         loading: runners of models that the server loads and does not list yet, with their health.
         strays: how many runners serve no loaded model.
+        unending: runners of this server that were killed and have not ended.
         missing: required models that are not loaded, with whether each is on the server: `yes`,
             `no`, or run in the `cloud`.
         load: the required model that was asked for, and how the request ended; None: none was.
@@ -361,6 +377,7 @@ class Observation:
     models: tuple[Model, ...] = ()
     loading: tuple[tuple[Runner, RunnerHealth], ...] = ()
     strays: int = 0
+    unending: tuple[Unending, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     load: tuple[str, Answer] | None = None
     load_runner: str = ""

@@ -22,7 +22,6 @@ from probe.observation import (
     Observation,
     Runner,
     RunnerHealth,
-    Unending,
 )
 from probe.ollama import ApiError, Server, SilenceError
 from probe.plan import same_model
@@ -62,7 +61,8 @@ def observe(
     if reading and reading.fault is GpuFault.HANGS and end - began < budget.enough:
         reading = None
         observation = replace(observation, no_time=observation.no_time or "to read the GPU")
-    observation = replace(observation, began_at=began, clock=clock, gpu=reading)
+    unending = runners.unending(settings.port) if settings.is_local else ()
+    observation = replace(observation, began_at=began, clock=clock, gpu=reading, unending=unending)
     return replace(observation, ends_at=end + RESERVE_SECONDS)
 
 

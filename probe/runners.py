@@ -7,13 +7,15 @@ serves it may, and the time for which it had something to run tells work from si
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from probe import dialects
-from probe.observation import CommandLine, Dialect, LoadedModel, Runner
-from probe.processes import open_files, stat
+from probe.observation import CommandLine, Dialect, LoadedModel, Runner, Unending
+from probe.processes import open_files, read, stat
 
 _LISTEN = b"0A"
 _MAX_ANCESTORS = 64
@@ -33,6 +35,30 @@ def find(proc: str = "/proc") -> tuple[Runner, ...]:
 def again(runner: Runner) -> Runner | None:
     """The same process as it is now; None when it has ended."""
     return next((one for one in find() if one.identity == runner.identity), None)
+
+
+def unending(port: int, proc: str = "/proc") -> tuple[Unending, ...]:
+    """What is left of runners that were killed, and of which some thread is still there.
+
+    Args:
+        port: where their server listens.
+        proc: where processes show.
+    """
+    left = []
+    for pid in filter(str.isdigit, os.listdir(proc)):
+        fields = stat(f"{proc}/{pid}/stat")
+        if fields is None or not _is_killed(f"{proc}/{pid}", fields[0]):
+            continue
+        # Of one that has ended all that is left is for its parent to notice.
+        live = {thread: state for thread, state in _states(proc, pid) if state not in ("Z", "X")}
+        if not live:
+            continue
+        thread = min(live, key=lambda one: (live[one] != "D", one))
+        waits_in = read(f"{proc}/{pid}/task/{thread}/wchan").strip("0\n")
+        one = Unending(f"{pid}/{fields[19]}", state=live[thread], waits_in=waits_in)
+        left.append((int(fields[1]), one))
+    server = server_pid(port, proc) if left else None
+    return tuple(one for parent, one in left if parent == server)
 
 
 def match(
@@ -202,15 +228,31 @@ def _runner(proc: str, pid: int, command: CommandLine) -> Runner | None:
 def _threads(proc: str, pid: int) -> tuple[float, set[str]]:
     """For how long its threads have waited for a CPU, as far as the kernel says, and the kernel's
     letters for what they do now."""
-    nanoseconds, states = 0, set()
+    nanoseconds, states = 0, set[str]()
+    for thread, state in _states(proc, pid):
+        states.add(state)
+        with (
+            suppress(OSError, IndexError),
+            open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file,
+        ):
+            nanoseconds += int(file.read().split()[1])
+    return nanoseconds / 1e9, states
+
+
+def _states(proc: str, pid: int | str) -> Iterator[tuple[str, str]]:
+    """The threads of a process, each with the kernel's letter for what it does now."""
     with suppress(OSError):
         for thread in os.listdir(f"{proc}/{pid}/task"):
-            with suppress(OSError, IndexError):
-                with open(f"{proc}/{pid}/task/{thread}/stat", "rb") as file:
-                    states.add(file.read().rpartition(b")")[2].split()[0].decode())
-                with open(f"{proc}/{pid}/task/{thread}/schedstat", "rb") as file:
-                    nanoseconds += int(file.read().split()[1])
-    return nanoseconds / 1e9, states
+            if fields := stat(f"{proc}/{pid}/task/{thread}/stat"):
+                yield thread, fields[0]
+
+
+def _is_killed(process: str, state: str) -> bool:
+    """Whether a process is a zombie, or SIGKILL waits for it because it waits in the kernel."""
+    if state != "D":
+        return state == "Z"
+    waiting = re.findall(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", read(f"{process}/status"), re.MULTILINE)
+    return any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for signals in waiting)
 
 
 def _io(proc: str, pid: int) -> dict[bytes, int]:

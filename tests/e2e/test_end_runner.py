@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from probe.report import Reason, Verdict
+from probe.report import Reason, Remedy, Verdict
 from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
+from testbed.held import held
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.webhook import Webhook
 
@@ -191,3 +192,24 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert webhook.arrived.wait(scaled(ORDINARY_SECONDS))
     [told] = webhook.received
     assert "Successfully ended the stuck runner in the container!" in told["text"]
+
+
+def test_a_runner_that_cannot_be_killed_is_left_to_an_operator_and_nothing_is_restarted(
+    each_ollama: Start, autoheal: Callable[..., Autoheal]
+) -> None:
+    server = each_ollama(TIME_TO_ASK)
+    healer = autoheal()
+    healer.wait_line(WATCHING)
+    server.wait_listening()
+    server.load_seen("tiny")
+    before = server.started_at
+    with server.endless_request("tiny"), held(hung := runner.pids(server)[0]):
+        os.kill(hung, signal.SIGSTOP)
+        healer.wait_line("its process does not end, which needs an operator", LONG_SECONDS)
+        healer.wait_line(r"does not end \(state .*; a restart would not help", LONG_SECONDS)
+        server.check_until(lambda verdict: verdict.remedy is Remedy.OPERATOR)
+    # The driver has let it go.
+    assert "response" in server.generate("tiny")
+    healer.wait_line("is healthy again", LONG_SECONDS)
+    assert server.started_at == before
+    assert not [line for line in healer.lines if "restarting" in line]

@@ -18,6 +18,7 @@ from probe.observation import (
     Runner,
     RunnerHealth,
     Slot,
+    Unending,
 )
 from probe.report import Reason
 from probe.settings import Settings
@@ -88,6 +89,7 @@ memories = st.builds(
     free_bytes=maybe | sizes,
     load=maybe | st.builds(Load, names, moments, moments, st.lists(numbers, max_size=4).map(tuple)),
     listed=st.lists(identities, max_size=2).map(tuple),
+    unending=st.dictionaries(identities, moments, max_size=2),
     sent_load=maybe
     | st.builds(SentLoad, names, moments, st.dictionaries(names, moments, max_size=2)),
     failed_loads=st.dictionaries(names, failed_loads, max_size=2),
@@ -216,6 +218,7 @@ observations = st.builds(
     models=st.lists(models, max_size=3).map(tuple),
     loading=st.lists(st.tuples(runners, healths), max_size=2).map(tuple),
     strays=st.integers(0, 2),
+    unending=st.lists(st.builds(Unending, identities, texts), max_size=2).map(tuple),
     missing=st.dictionaries(names, st.sampled_from(("yes", "no", "cloud")), max_size=2),
     load=maybe | st.tuples(names, answers),
     asked=st.dictionaries(keys, st.lists(requests, max_size=2).map(tuple), max_size=2),

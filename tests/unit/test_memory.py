@@ -40,6 +40,7 @@ FULL = Memory(
     free_bytes=1 << 34,
     load=Load("tiny", 1.0, 2.0, (0.5, 3.0)),
     listed=("7/1",),
+    unending={"7/1": 3.0},
     sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
     failed_loads={"tiny": FailedLoad("invalid magic", 1.0, 2.0, 2)},
     evictions=(("tiny", "other"),),

@@ -1,0 +1,237 @@
+"""A runner that was killed and does not end: real processes, and what is said of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from probe.end_runner import heal
+from probe.judge import judge
+from probe.memory import Memory
+from probe.observation import Observation, Unending
+from probe.processes import started
+from probe.report import Reason, Remedy, Verdict
+from probe.runners import unending
+from probe.settings import Settings
+from testbed.held import held
+from tests.unit.rows import (
+    ANY,
+    FIRST,
+    NOTHING,
+    NOW,
+    OLD_COMMAND,
+    OTHER_ROW,
+    PROVEN,
+    REQUIRED,
+    RUNNER,
+    SILENT,
+    TO_SERVER,
+    asked,
+    check,
+    model,
+    past,
+)
+
+_TWO_THREADS = """
+import ctypes, threading, time
+ctypes.CDLL(None).prctl(0x59616D61, -1, 0, 0, 0)  # anybody may trace it
+threading.Thread(target=time.sleep, args=(600,)).start()
+print(flush=True)
+time.sleep(600)
+"""
+
+LEFT = Unending(RUNNER.identity, "D", "nvidia_ioctl")
+GONE = replace(check(model(runner=None, health=None, gone=True)), unending=(LEFT,))
+HANGS = check(model(health=SILENT), to=(asked(TO_SERVER, NOTHING),))
+DOWN = Observation(api_error="/api/ps: no answer")
+PORT = 11434
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with two threads, whose parent we take for the server."""
+    monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: os.getpid())
+    words = [sys.executable, "-c", _TWO_THREADS]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        yield one
+        one.kill()
+
+
+def seen(process: subprocess.Popen[bytes]) -> list[Unending]:
+    identity = f"{process.pid}/{started(process.pid)}"
+    return [one for one in unending(PORT) if one.identity == identity]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_process_that_was_killed_and_does_not_end_is_seen_until_it_does(
+    process: subprocess.Popen[bytes], frozen: bool
+) -> None:
+    with held(process.pid):
+        if frozen:
+            os.kill(process.pid, signal.SIGSTOP)
+        assert seen(process) == []
+        os.kill(process.pid, signal.SIGKILL)
+        while not (left := seen(process)):
+            assert process.poll() is None
+        assert left[0].waits_in == "ptrace_stop"
+    process.wait()
+    assert seen(process) == []
+
+
+def test_that_of_another_parent_is_none_of_this_servers(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(process.pid):
+        process.kill()
+        while not seen(process):
+            assert process.poll() is None
+        monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: os.getpid() + 1)
+        assert seen(process) == []
+
+
+def test_one_that_has_ended_and_waits_for_its_parent_to_notice_has_ended(
+    process: subprocess.Popen[bytes],
+) -> None:
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert started(process.pid) is not None
+    assert seen(process) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "pending", "killed"),
+    [
+        ("D", "0000000000000100", True),
+        ("D", "0000000000000102", True),
+        ("D", "0000000000004000", False),  # SIGTERM
+        ("S", "0000000000000100", False),  # it is about to be woken
+    ],
+)
+def test_a_process_that_waits_in_the_kernel_was_killed_if_sigkill_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, pending: str, killed: bool
+) -> None:
+    monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: 1)
+    thread = tmp_path / "7/task/7"
+    thread.mkdir(parents=True)
+    for directory in (tmp_path / "7", thread):
+        (directory / "stat").write_text(f"7 (ollama) {state} 1 {'0 ' * 17}99 0 0")
+    (tmp_path / "7/status").write_text(f"SigPnd:\t0000000000000000\nShdPnd:\t{pending}\n")
+    (thread / "wchan").write_text("nvidia_ioctl")
+    found = (Unending("7/99", "D", "nvidia_ioctl"),) if killed else ()
+    assert unending(PORT, str(tmp_path)) == found
+
+
+def told(
+    observation: Observation, *, after: float, memory: Memory = PROVEN, knobs: Settings = ANY
+) -> list[Verdict]:
+    """The verdicts of checks every 8 s that all see the same, until so many seconds after the
+    first."""
+    verdicts = []
+    for number in range(int(after // 8) + 1):
+        verdict, memory = judge(observation, memory, knobs, NOW + 8 * number)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def test_a_runner_that_does_not_end_needs_an_operator_once_it_had_time_to() -> None:
+    verdicts = told(GONE, after=24)
+    assert [verdict.healthy for verdict in verdicts] == [True, True, True, False]
+    assert (verdicts[-1].reason, verdicts[-1].remedy) == (Reason.STALLED, Remedy.OPERATOR)
+    assert verdicts[-1].message == (
+        "the runner of tiny:latest (process 7 of the container) was killed 24 s ago and does not "
+        "end (state D, in nvidia_ioctl). No restart of the container ends it: reset its GPU, or "
+        "restart the machine"
+    )
+
+
+def test_a_model_that_hung_before_it_was_killed_does_not_look_healthy_in_between() -> None:
+    for verdict in told(GONE, after=16, memory=past(silent_since=NOW - 15)):
+        assert (verdict.healthy, verdict.remedy) == (False, Remedy.NONE)
+        assert "has not ended yet" in verdict.message
+
+
+def test_once_it_has_ended_all_is_well() -> None:
+    _, memory = judge(GONE, PROVEN, ANY, NOW)
+    verdict, memory = judge(replace(GONE, unending=()), memory, ANY, NOW + 60)
+    assert (verdict.healthy, memory.unending) == (True, {})
+
+
+@pytest.mark.parametrize("observation", [DOWN, HANGS])
+def test_no_fault_is_healed_while_a_killed_runner_is_there(observation: Observation) -> None:
+    assert told(observation, after=0)[0].remedy in (Remedy.RESTART, Remedy.RUNNER)
+    left = replace(LEFT, identity="9/1")
+    verdicts = told(replace(observation, unending=(left,)), after=24)
+    assert [verdict.healthy for verdict in verdicts] == [False] * 4
+    assert [verdict.remedy for verdict in verdicts] == [Remedy.NONE] * 3 + [Remedy.OPERATOR]
+    assert verdicts[-1].message.startswith("the runner (process 9 of the container) was killed")
+
+
+def test_work_that_a_killed_runner_seems_to_do_serves_nobody() -> None:
+    works = check(model(health=SILENT, silent_seconds=2.4, runnable_seconds=2.0))
+    assert told(works, after=24)[-1].reason is Reason.BUSY
+    assert told(replace(works, unending=(LEFT,)), after=24)[-1].remedy is Remedy.OPERATOR
+
+
+def test_as_long_as_users_get_tokens_it_is_only_a_reading() -> None:
+    memory = PROVEN
+    for number in range(4):
+        used = replace(RUNNER, writes=700 + 1000 * (number + 1), pid=8)
+        other = model(OTHER_ROW, runner=replace(used, command=OLD_COMMAND))
+        verdict, memory = judge(
+            replace(check(other), unending=(LEFT,)), memory, ANY, NOW + 15 * number
+        )
+        assert (verdict.healthy, verdict.readings["unending"]) == (True, LEFT.identity)
+
+
+def test_a_required_model_that_was_never_ready_does_not_wait_for_ever() -> None:
+    loads = replace(check(missing={"tiny": "yes"}), unending=(LEFT,))
+    verdicts = told(loads, after=24, memory=FIRST, knobs=REQUIRED)
+    assert (verdicts[0].healthy, verdicts[0].reason) == (False, Reason.LOADING)
+    assert (verdicts[-1].reason, verdicts[-1].remedy) == (Reason.STALLED, Remedy.OPERATOR)
+
+
+def test_what_already_needs_an_operator_keeps_its_reason() -> None:
+    missing = replace(check(missing={"tiny": "no"}), unending=(LEFT,))
+    verdict = told(missing, after=24, knobs=REQUIRED)[-1]
+    assert (verdict.reason, verdict.remedy) == (Reason.MODEL_MISSING, Remedy.OPERATOR)
+
+
+def test_a_check_without_time_repeats_no_restart() -> None:
+    memory = PROVEN
+    for number in range(3):
+        _, memory = judge(DOWN, memory, ANY, NOW + 15 * number)
+    no_time = Observation(no_time="to ask the server", answered=False)
+    assert judge(no_time, memory, ANY, NOW + 45)[0].remedy is Remedy.RESTART
+    for seconds, remedy in ((45, Remedy.NONE), (70, Remedy.OPERATOR)):
+        verdict, memory = judge(replace(no_time, unending=(LEFT,)), memory, ANY, NOW + seconds)
+        assert (verdict.healthy, verdict.remedy) == (False, remedy)
+
+
+def test_nor_that_all_was_well() -> None:
+    no_time = replace(GONE, no_time="to read the GPU")
+    verdicts = told(no_time, after=24)
+    assert [verdict.healthy for verdict in verdicts] == [True, True, True, False]
+    assert verdicts[-1].remedy is Remedy.OPERATOR
+
+
+def test_a_health_check_that_could_not_end_a_runner_does_not_look_healthy_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("probe.end_runner.end", lambda pid, start: "stuck")
+    knobs = replace(ANY, retries=3)
+    certain = replace(PROVEN, failed=True, suspect=RUNNER.identity, suspect_checks=3)
+    verdict, memory = judge(HANGS, certain, knobs, NOW)
+    verdict, memory = heal(verdict, HANGS, memory, lambda _: True)
+    assert ("has not ended yet" in verdict.message, len(memory.ended)) == (True, 1)
+    verdicts = told(GONE, after=24, memory=memory, knobs=knobs)
+    assert [verdict.healthy for verdict in verdicts] == [False] * 4
+    assert verdicts[-1].remedy is Remedy.OPERATOR
