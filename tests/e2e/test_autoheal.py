@@ -227,14 +227,18 @@ def test_only_three_timeouts_in_a_row_of_our_probe_are_acted_on(
 def test_a_stopped_or_paused_container_is_left_alone(
     workload: Callable[..., Workload], autoheal: Start
 ) -> None:
-    # The kernel cannot freeze what a check is just joining: no next one begins at once.
-    paused = workload(healthcheck=healthcheck(interval=5))
+    # The kernel cannot freeze what a check is just joining: after the first failure one goes on
+    # for ever, so that no other begins.
+    once = "if test -e /tmp/told; then sleep 3600; fi; touch /tmp/told"
+    check = f"test ! -e {UNHEALTHY_FILE} || {{ {once}; exit 1; }}"
+    paused = workload(healthcheck=healthcheck(check, timeout=3600 * SECOND))
     stopped, running = workload(), workload()
     for one in (stopped, running, paused):
         one.make_unhealthy()
         one.wait_health("unhealthy")
-    stopped.container.stop()
+    paused.wait(lambda: paused.pids("sleep 3600") != [], "a check that goes on")
     paused.container.pause()
+    stopped.container.stop()
     before = stopped.started_at, paused.started_at
     # It finds the three in one list, and has decided about each before this one's heal is over.
     healer = autoheal()
