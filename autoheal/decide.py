@@ -127,6 +127,10 @@ def decide(
                 return Decision(Verb.TELL, f"{why}; it needs time, not a restart")
     elif sighting.complaint and sighting.health is not Health.STARTING:
         why = sighting.complaint
+        verdict = parse(sighting.line)
+        if verdict is not None and verdict.readings.get("unending"):
+            words = "a process in it cannot be killed, so it cannot be stopped"
+            return Decision(Verb.ASK, f"{why}; {words}: this needs an operator")
     else:
         return Decision(Verb.IGNORE, f"its health is {sighting.health}")
     if policy.action is Action.NONE:

@@ -221,7 +221,8 @@ class Supervisor:
         subject, verb = sighting.subject, decision.verb
         verdict = parse(sighting.line)
         attempts = len(self._incidents[subject].attempts)
-        key = f"{verb} {verdict.reason if verdict else ''} {attempts}"
+        found = f"{verdict.reason} {verdict.remedy}" if verdict else ""
+        key = f"{verb} {found} {attempts}"
         if verb is not Verb.ACT:
             self._turns.pop(subject, None)
         if verb is Verb.IGNORE:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from probe.learn import serves_users
 from probe.memory import Memory, ModelMemory
-from probe.observation import READ_BYTES, Observation, Runner
+from probe.observation import READ_BYTES, Observation, Runner, Unending
 from probe.plan import CALM_SECONDS, same_model
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
@@ -45,10 +45,10 @@ def culprit(verdict: Verdict, observation: Observation, model: str | None = None
 def with_unending(
     verdict: Verdict, observation: Observation, past: Memory, memory: Memory, now: float
 ) -> Verdict:
-    """The verdict where a runner was killed and has not ended: nothing may be restarted.
+    """The verdict where a process was killed and has not ended: nothing may be restarted.
 
-    The server waits for it before it loads anything. While a driver holds it the kernel cannot end
-    it, and a container that is stopped then neither ends nor starts again.
+    While a driver holds it the kernel cannot end it, and a container that is stopped then neither
+    ends nor starts again. If it is a runner, its server waits for it before it loads anything.
 
     Args:
         verdict: what was found otherwise.
@@ -59,20 +59,24 @@ def with_unending(
     """
     if not observation.unending:
         return verdict
-    one = min(observation.unending, key=lambda left: memory.unending[left.identity])
-    seconds = now - memory.unending[one.identity]
+    since = memory.unending
+    one = min(observation.unending, key=lambda left: (not left.runner, since[left.identity]))
+    seconds = now - since[one.identity]
     model = next((m for m in past.models.values() if m.runner == one.identity), ModelMemory())
-    of_model = f" of {model.name}" if model.name else ""
-    what = f"the runner{of_model} (process {one.identity.partition('/')[0]} of the container)"
-    readings: dict[str, Reading] = {**verdict.readings, "unending": one.identity}
-    noted = replace(verdict, readings=readings)
+    noted = replace(verdict, readings={**verdict.readings, "unending": one.identity})
+    # Without a memory nobody knows for how long.
+    due, needs_time = seconds >= UNENDING_SECONDS or not past.kept, verdict.remedy is Remedy.NONE
+    hung = verdict.healthy and model.silent_since is not None
     if verdict.remedy is Remedy.OPERATOR:
         return noted
-    needs_time, due = verdict.remedy is Remedy.NONE, seconds >= UNENDING_SECONDS
-    if needs_time and due and _serves_users(observation, past, now):
+    if needs_time and (not one.runner or not past.kept or not (due or hung)):
         return noted
-    if needs_time and not due and (not verdict.healthy or model.silent_since is None):
+    if needs_time and due and _goes_on(verdict, observation, past, memory, one, model.name, now):
         return noted
+    pid = one.identity.partition("/")[0]
+    of_model = f" of {model.name}" if model.name else ""
+    what = f"the runner{of_model} (process {pid} of the container)"
+    what = what if one.runner else f"process {pid} of the container ({one.name})"
     words, remedy = f"{what} was killed, and has not ended yet", Remedy.NONE
     if due:
         state = f"state {one.state}, in {one.waits_in}" if one.waits_in else f"state {one.state}"
@@ -80,11 +84,25 @@ def with_unending(
         words += ". No restart of the container ends it: reset its GPU, or restart the machine"
         remedy = Remedy.OPERATOR
     if needs_time:
+        readings: dict[str, Reading] = {**noted.readings, "model": model.name}
         return Verdict(False, Reason.STALLED, words, readings, remedy)
     return replace(noted, message=f"{words}; {verdict.message}", remedy=remedy, certain=False)
 
 
-def _serves_users(observation: Observation, past: Memory, now: float) -> bool:
+def _goes_on(
+    verdict: Verdict,
+    observation: Observation,
+    past: Memory,
+    memory: Memory,
+    one: Unending,
+    model: str,
+    now: float,
+) -> bool:
+    """Whether users are served, or a model is loaded, although a runner has not ended."""
+    if memory.load is not None and memory.load.moved_at > memory.unending[one.identity]:
+        return True
+    if verdict.reason is Reason.BUSY and verdict.readings.get("model") != model:
+        return True  # for as long as a model may be busy
     return any(
         serves_users(model, observation.asked.get(model.row.key, ()), past, now)
         for model in observation.models

@@ -69,7 +69,9 @@ def judge(
     found, verdict = verdict, with_unending(verdict, observation, past, memory, now)
     if found is before and (found.healthy, found.remedy) == (verdict.healthy, verdict.remedy):
         memory = retries.without_fault(memory) if verdict.healthy and counts else memory
-        return verdict, replace(memory, no_time_since=past.no_time_since or now)
+        unending = {**past.unending, **unending}  # what is repeated may rest on one that has ended
+        since = past.no_time_since or now
+        return verdict, replace(memory, no_time_since=since, unending=unending)
     if counts:
         suspect = culprit(verdict, observation)
         memory = with_suspect(memory, suspect, now, certain=verdict.certain)
@@ -174,7 +176,8 @@ def _as_before(observation: Observation, past: Memory, settings: Settings, now: 
             Reason.MISCONFIGURED, f"{words}, and no check has had any {since}: {advice}"
         )
     reason = Reason.BUSY
-    if last and not _has_ended(Reason(last.reason), observation, past):
+    ended = bool(past.unending) and not observation.unending
+    if last and not ended and not _has_ended(Reason(last.reason), observation, past):
         words = f"{words}; the last check that had time found {last.reason}: {last.message}"
         told = past.failed if settings.retries > 1 else last.checks >= UNHEALTHY_CHECKS
         if last.healthy or told:

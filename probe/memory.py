@@ -156,8 +156,8 @@ class Memory:
         free_bytes: VRAM that was free at the last check; None: not known.
         load: the load that is under way; None when none is.
         listed: identities of runners that have served a listed model.
-        unending: identities of runners that were killed and had not ended at the last check, with
-            when they were first seen so.
+        unending: identities of processes that were killed and had not ended at the last check,
+            with when they were first seen so.
         sent_load: the load that a check asked for last; None when none did.
         failed_loads: by name of the required model.
         evictions: pairs of models, of which loading the first ended the second.

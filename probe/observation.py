@@ -168,15 +168,19 @@ class Runner:
 
 @dataclass(frozen=True)
 class Unending:
-    """What is left of a runner that was killed and has not ended.
+    """What is left of a process that was killed, or has begun to end, and has not ended.
 
     Attributes:
         identity: as `Runner.identity`.
+        name: what it is called.
+        runner: it is a runner of this server, which waits for it.
         state: the kernel's letter for what one of its threads does: `D` where a driver holds it.
         waits_in: the kernel's function that it waits in; empty where that cannot be read.
     """
 
     identity: str
+    name: str = ""
+    runner: bool = False
     state: str = ""
     waits_in: str = ""
 
@@ -357,7 +361,7 @@ class Observation:
         models: the loaded models.
         loading: runners of models that the server loads and does not list yet, with their health.
         strays: how many runners serve no loaded model.
-        unending: runners of this server that were killed and have not ended.
+        unending: processes of this container that were killed and have not ended.
         missing: required models that are not loaded, with whether each is on the server: `yes`,
             `no`, or run in the `cloud`.
         load: the required model that was asked for, and how the request ended; None: none was.

@@ -12,12 +12,15 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from probe import dialects
 from probe.observation import CommandLine, Dialect, LoadedModel, Runner, Unending
-from probe.processes import open_files, read, stat
+from probe.processes import all_visible, name_of, open_files, read, stat
 
 _LISTEN = b"0A"
+_EXITING = 0x4  # the kernel's PF_EXITING
+_PROGRAMS = ("ollama", "llama-server")
 _MAX_ANCESTORS = 64
 
 
@@ -38,16 +41,19 @@ def again(runner: Runner) -> Runner | None:
 
 
 def unending(port: int, proc: str = "/proc") -> tuple[Unending, ...]:
-    """What is left of runners that were killed, and of which some thread is still there.
+    """Processes that were killed, or have begun to end, and of which some thread is still there.
+
+    A container does not stop before each of its processes has ended. With the host's processes
+    only the runners of this server are known to be of this container.
 
     Args:
-        port: where their server listens.
+        port: where the server listens.
         proc: where processes show.
     """
     left = []
     for pid in filter(str.isdigit, os.listdir(proc)):
         fields = stat(f"{proc}/{pid}/stat")
-        if fields is None or not _is_killed(f"{proc}/{pid}", fields[0]):
+        if fields is None or not _is_ending(f"{proc}/{pid}", fields):
             continue
         # Of one that has ended all that is left is for its parent to notice.
         live = {thread: state for thread, state in _states(proc, pid) if state not in ("Z", "X")}
@@ -55,10 +61,13 @@ def unending(port: int, proc: str = "/proc") -> tuple[Unending, ...]:
             continue
         thread = min(live, key=lambda one: (live[one] != "D", one))
         waits_in = read(f"{proc}/{pid}/task/{thread}/wchan").strip("0\n")
-        one = Unending(f"{pid}/{fields[19]}", state=live[thread], waits_in=waits_in)
+        name = name_of(int(pid), proc) or ""
+        one = Unending(f"{pid}/{fields[19]}", name, state=live[thread], waits_in=waits_in)
         left.append((int(fields[1]), one))
     server = server_pid(port, proc) if left else None
-    return tuple(one for parent, one in left if parent == server)
+    ours = [(one, parent == server and one.name in _PROGRAMS) for parent, one in left]
+    alone = not all_visible(proc)
+    return tuple(replace(one, runner=runner) for one, runner in ours if runner or alone)
 
 
 def match(
@@ -247,10 +256,12 @@ def _states(proc: str, pid: int | str) -> Iterator[tuple[str, str]]:
                 yield thread, fields[0]
 
 
-def _is_killed(process: str, state: str) -> bool:
-    """Whether a process is a zombie, or SIGKILL waits for it because it waits in the kernel."""
-    if state != "D":
-        return state == "Z"
+def _is_ending(process: str, fields: list[str]) -> bool:
+    """Whether a process has begun to end, or SIGKILL waits for it while it is in the kernel."""
+    if fields[0] == "Z" or int(fields[6]) & _EXITING:
+        return True
+    if fields[0] not in ("D", "R"):
+        return False
     waiting = re.findall(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", read(f"{process}/status"), re.MULTILINE)
     return any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for signals in waiting)
 

@@ -206,6 +206,7 @@ gpus = st.builds(
     held=maybe | st.dictionaries(st.sampled_from((7, 8)), sizes, max_size=2),
     tegra=st.booleans(),
 )
+endings = st.builds(Unending, identities, texts, st.booleans(), texts)
 observations = st.builds(
     Observation,
     began_at=moments,
@@ -218,7 +219,7 @@ observations = st.builds(
     models=st.lists(models, max_size=3).map(tuple),
     loading=st.lists(st.tuples(runners, healths), max_size=2).map(tuple),
     strays=st.integers(0, 2),
-    unending=st.lists(st.builds(Unending, identities, texts), max_size=2).map(tuple),
+    unending=st.lists(endings, max_size=2).map(tuple),
     missing=st.dictionaries(names, st.sampled_from(("yes", "no", "cloud")), max_size=2),
     load=maybe | st.tuples(names, answers),
     asked=st.dictionaries(keys, st.lists(requests, max_size=2).map(tuple), max_size=2),

@@ -108,6 +108,10 @@ def left_stopped(ago: float) -> Incident:
         (replace(WELL, health=Health.NONE, complaint="over_limit"), FRESH, WATCHED, "act"),
         (replace(WELL, health=Health.STARTING, complaint="x"), FRESH, WATCHED, "ignore"),
         (replace(WELL, state="paused", complaint="over_limit"), FRESH, WATCHED, "ignore"),
+        (
+            replace(WELL, complaint="x", line='healthy ready: words {"unending":"7/1"}'),
+            *(FRESH, WATCHED, "ask"),
+        ),
         # not at once again
         (SICK, tried(0, ago=9), WATCHED, "wait"),
         (SICK, tried(0, ago=13), WATCHED, "act"),

@@ -15,7 +15,7 @@ import pytest
 from probe.end_runner import heal
 from probe.judge import judge
 from probe.memory import Memory
-from probe.observation import Observation, Unending
+from probe.observation import Observation, RunnerHealth, Unending
 from probe.processes import started
 from probe.report import Reason, Remedy, Verdict
 from probe.runners import unending
@@ -28,11 +28,13 @@ from tests.unit.rows import (
     NOW,
     OLD_COMMAND,
     OTHER_ROW,
+    OTHER_RUNNER,
     PROVEN,
     REQUIRED,
     RUNNER,
     SILENT,
     TO_SERVER,
+    WORKS,
     asked,
     check,
     model,
@@ -47,7 +49,7 @@ print(flush=True)
 time.sleep(600)
 """
 
-LEFT = Unending(RUNNER.identity, "D", "nvidia_ioctl")
+LEFT = Unending(RUNNER.identity, "ollama", True, "D", "nvidia_ioctl")
 GONE = replace(check(model(runner=None, health=None, gone=True)), unending=(LEFT,))
 HANGS = check(model(health=SILENT), to=(asked(TO_SERVER, NOTHING),))
 DOWN = Observation(api_error="/api/ps: no answer")
@@ -55,15 +57,20 @@ PORT = 11434
 
 
 @pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with two threads, whose parent we take for the server."""
-    monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: os.getpid())
-    words = [sys.executable, "-c", _TWO_THREADS]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as one:
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with two threads that is called like a runner."""
+    program = tmp_path / "llama-server"
+    program.symlink_to(os.path.realpath(sys.executable))
+    with subprocess.Popen([program, "-c", _TWO_THREADS], stdout=subprocess.PIPE) as one:
         assert one.stdout is not None
         one.stdout.readline()
         yield one
         one.kill()
+
+
+@pytest.fixture(autouse=True)
+def _server_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: os.getpid())
 
 
 def seen(process: subprocess.Popen[bytes]) -> list[Unending]:
@@ -87,15 +94,19 @@ def test_a_process_that_was_killed_and_does_not_end_is_seen_until_it_does(
     assert seen(process) == []
 
 
-def test_that_of_another_parent_is_none_of_this_servers(
+def test_what_is_no_runner_of_this_server_only_keeps_its_container_from_stopping(
     process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with held(process.pid):
         process.kill()
-        while not seen(process):
+        while not (left := seen(process)):
             assert process.poll() is None
+        assert (left[0].name, left[0].runner) == ("llama-server", True)
         monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: os.getpid() + 1)
-        assert seen(process) == []
+        monkeypatch.setattr("probe.runners.all_visible", lambda proc: False)
+        assert not seen(process)[0].runner
+        monkeypatch.setattr("probe.runners.all_visible", lambda proc: True)
+        assert seen(process) == []  # it may be of another container
 
 
 def test_one_that_has_ended_and_waits_for_its_parent_to_notice_has_ended(
@@ -108,25 +119,27 @@ def test_one_that_has_ended_and_waits_for_its_parent_to_notice_has_ended(
 
 
 @pytest.mark.parametrize(
-    ("state", "pending", "killed"),
+    ("state", "flags", "pending", "ending"),
     [
-        ("D", "0000000000000100", True),
-        ("D", "0000000000000102", True),
-        ("D", "0000000000004000", False),  # SIGTERM
-        ("S", "0000000000000100", False),  # it is about to be woken
+        ("D", 0, "0000000000000100", True),
+        ("R", 0, "0000000000000102", True),  # it spins in a driver
+        ("D", 0, "0000000000004000", False),  # SIGTERM
+        ("S", 0, "0000000000000100", False),  # it is about to be woken
+        ("D", 0x400104, "0000000000000000", True),  # a process that ends by itself takes no signal
     ],
 )
-def test_a_process_that_waits_in_the_kernel_was_killed_if_sigkill_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, pending: str, killed: bool
+def test_a_process_that_the_kernel_holds_is_seen_to_be_ending(
+    tmp_path: Path, state: str, flags: int, pending: str, ending: bool
 ) -> None:
-    monkeypatch.setattr("probe.runners.server_pid", lambda port, proc: 1)
     thread = tmp_path / "7/task/7"
     thread.mkdir(parents=True)
     for directory in (tmp_path / "7", thread):
-        (directory / "stat").write_text(f"7 (ollama) {state} 1 {'0 ' * 17}99 0 0")
+        fields = f"{state} {os.getpid()} 0 0 0 0 {flags} {'0 ' * 12}99 0 0"
+        (directory / "stat").write_text(f"7 (ollama) {fields}")
+    (tmp_path / "7/comm").write_text("ollama\n")
     (tmp_path / "7/status").write_text(f"SigPnd:\t0000000000000000\nShdPnd:\t{pending}\n")
     (thread / "wchan").write_text("nvidia_ioctl")
-    found = (Unending("7/99", "D", "nvidia_ioctl"),) if killed else ()
+    found = (Unending("7/99", "ollama", True, state, "nvidia_ioctl"),) if ending else ()
     assert unending(PORT, str(tmp_path)) == found
 
 
@@ -235,3 +248,47 @@ def test_a_health_check_that_could_not_end_a_runner_does_not_look_healthy_after_
     verdicts = told(GONE, after=24, memory=memory, knobs=knobs)
     assert [verdict.healthy for verdict in verdicts] == [False] * 4
     assert verdicts[-1].remedy is Remedy.OPERATOR
+
+
+def test_any_process_that_does_not_end_forbids_a_restart_and_only_a_runner_is_a_fault() -> None:
+    check_of_ours = replace(LEFT, identity="30/1", name="python3.11", runner=False)
+    well = told(replace(check(model()), unending=(check_of_ours,)), after=24)
+    assert [verdict.healthy for verdict in well] == [True] * 4
+    verdict = told(replace(DOWN, unending=(check_of_ours,)), after=24)[-1]
+    assert verdict.remedy is Remedy.OPERATOR
+    assert verdict.message.startswith(
+        "process 30 of the container (python3.11) was killed 24 s ago"
+    )
+
+
+def test_a_load_that_goes_on_shows_that_the_server_does_not_wait() -> None:
+    memory = PROVEN
+    for number in range(6):
+        loads = model(health=RunnerHealth("loading", 0.1 * number), runner=OTHER_RUNNER)
+        verdict, memory = judge(
+            replace(check(loads), unending=(LEFT,)), memory, ANY, NOW + 8 * number
+        )
+        assert (verdict.healthy, verdict.reason) == (True, Reason.LOADING)
+
+
+def test_a_model_that_is_busy_is_let_work_though_another_ones_runner_does_not_end() -> None:
+    works = replace(WORKS, row=OTHER_ROW, runner=OTHER_RUNNER)
+    assert told(replace(check(works), unending=(LEFT,)), after=24)[-1].reason is Reason.BUSY
+
+
+def test_without_a_memory_nothing_is_restarted_either() -> None:
+    forgotten = replace(PROVEN, kept=False, models={})
+    verdict, _ = judge(replace(DOWN, unending=(LEFT,)), forgotten, ANY, NOW)
+    assert verdict.remedy is Remedy.OPERATOR
+    assert judge(GONE, forgotten, ANY, NOW)[0].healthy  # it may be about to end
+
+
+def test_what_rested_on_a_process_that_has_ended_is_not_repeated() -> None:
+    memory = PROVEN
+    for number in range(4):
+        _, memory = judge(replace(DOWN, unending=(LEFT,)), memory, ANY, NOW + 8 * number)
+    for number in range(4, 7):
+        no_time = Observation(no_time="to ask the server", answered=False)
+        verdict, memory = judge(no_time, memory, ANY, NOW + 8 * number)
+        assert "does not end" not in verdict.message
+        assert verdict.healthy
