@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -31,6 +31,8 @@ from testbed.runs import compose_project
 
 DEPLOY = ROOT / "deploy/prometheus"
 BIN = PROMETHEUS / "usr/bin"
+
+T = TypeVar("T")
 
 SEED_NAMES = {
     "node_gpu_memory_total_bytes": 24576 << 20,
@@ -104,11 +106,13 @@ class Prometheus:
             if one["state"] == "firing"
         }
 
-    def wait(self, holds: Callable[[], Any], what: str) -> None:
+    def wait(self, holds: Callable[[], T], what: str) -> T:
+        """Wait until something holds, and return it: after a late scrape it is not there again."""
         deadline = Deadline()
-        while not holds():
+        while not (found := holds()):
             assert not deadline.passed, what
             time.sleep(0.5)  # it scrapes and evaluates once a second, and tells nobody
+        return found
 
 
 @pytest.fixture
@@ -260,8 +264,7 @@ def test_series_arrive_rules_fire_on_a_frozen_model_and_every_query_has_data(
         scraper = prometheus(autoheal=web, inference_nodes=node)
         scraper.wait(lambda: len(scraper.query("up == 1")) == 2, "both targets are up")
         for name, value in SEED_NAMES.items():
-            scraper.wait(partial(scraper.query, name), f"{name} arrives")
-            [row] = scraper.query(name)
+            [row] = scraper.wait(partial(scraper.query, name), f"{name} arrives")
             assert float(row["value"][1]) == value
             assert (row["metric"]["gpu"], row["metric"]["node"]) == ("0", "gpu-node-1")
         for title, query in queries():
@@ -273,9 +276,12 @@ def test_series_arrive_rules_fire_on_a_frozen_model_and_every_query_has_data(
             server.freeze("runner")
             expected = ("OllamaUnhealthy", server.name)
             scraper.wait(lambda: expected in scraper.firing(), "the rule fires")
-            unhealthy = scraper.query("autoheal_container_healthy == 0")
+            unhealthy = scraper.wait(
+                partial(scraper.query, "autoheal_container_healthy == 0"), "it is unhealthy"
+            )
             assert [row["metric"]["container"] for row in unhealthy] == [server.name]
-            [reason] = scraper.query(f'autoheal_container_reason{{container="{server.name}"}}')
+            query = f'autoheal_container_reason{{container="{server.name}"}}'
+            [reason] = scraper.wait(partial(scraper.query, query), "the reason")
             assert reason["metric"]["reason"] == "stalled"
         written_by.terminate()
         assert written_by.wait(scaled(60)) == 0
