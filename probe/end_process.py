@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from probe.processes import open_files, read, started, stat
+from probe.processes import open_files, read, started, stat, thread_states
 
 _ESTABLISHED = "01"
 
@@ -44,12 +44,7 @@ def evidence(pid: int, proc: str = "/proc") -> Evidence:
     fields = stat(f"{proc}/{pid}/stat")
     if fields is None:
         return Evidence()
-    threads: Counter[str] = Counter()
-    with suppress(OSError):
-        for thread in os.listdir(f"{proc}/{pid}/task"):
-            of_thread = stat(f"{proc}/{pid}/task/{thread}/stat")
-            if of_thread is not None:
-                threads[of_thread[0]] += 1
+    threads = Counter(state for _, state in thread_states(pid, proc))
     return Evidence(
         state=fields[0],
         waits_in=read(f"{proc}/{pid}/wchan").strip("0\n"),

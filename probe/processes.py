@@ -60,6 +60,14 @@ def stat(path: str) -> list[str] | None:
     return fields if len(fields) > 21 else None
 
 
+def thread_states(pid: int | str, proc: str = "/proc") -> Iterator[tuple[str, str]]:
+    """The threads of a process, each with the kernel's letter for what it does now."""
+    with suppress(OSError):
+        for thread in os.listdir(f"{proc}/{pid}/task"):
+            if fields := stat(f"{proc}/{pid}/task/{thread}/stat"):
+                yield thread, fields[0]
+
+
 def open_files(pid: int, proc: str = "/proc") -> Iterator[str]:
     """What the open files of a process are; raises `OSError` where that cannot be read."""
     for descriptor in os.listdir(f"{proc}/{pid}/fd"):

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from probe import dialects
 from probe.observation import CommandLine, Dialect, LoadedModel, Runner, Unending
-from probe.processes import all_visible, name_of, open_files, read, stat
+from probe.processes import all_visible, name_of, open_files, read, stat, thread_states
 
 _LISTEN = b"0A"
 _EXITING = 0x4  # the kernel's PF_EXITING
@@ -56,7 +56,8 @@ def unending(port: int, proc: str = "/proc") -> tuple[Unending, ...]:
         if fields is None or not _is_ending(f"{proc}/{pid}", fields):
             continue
         # Of one that has ended all that is left is for its parent to notice.
-        live = {thread: state for thread, state in _states(proc, pid) if state not in ("Z", "X")}
+        threads = thread_states(pid, proc)
+        live = {thread: state for thread, state in threads if state not in ("Z", "X")}
         if not live:
             continue
         thread = min(live, key=lambda one: (live[one] != "D", one))
@@ -238,7 +239,7 @@ def _threads(proc: str, pid: int) -> tuple[float, set[str]]:
     """For how long its threads have waited for a CPU, as far as the kernel says, and the kernel's
     letters for what they do now."""
     nanoseconds, states = 0, set[str]()
-    for thread, state in _states(proc, pid):
+    for thread, state in thread_states(pid, proc):
         states.add(state)
         with (
             suppress(OSError, IndexError),
@@ -246,14 +247,6 @@ def _threads(proc: str, pid: int) -> tuple[float, set[str]]:
         ):
             nanoseconds += int(file.read().split()[1])
     return nanoseconds / 1e9, states
-
-
-def _states(proc: str, pid: int | str) -> Iterator[tuple[str, str]]:
-    """The threads of a process, each with the kernel's letter for what it does now."""
-    with suppress(OSError):
-        for thread in os.listdir(f"{proc}/{pid}/task"):
-            if fields := stat(f"{proc}/{pid}/task/{thread}/stat"):
-                yield thread, fields[0]
 
 
 def _is_ending(process: str, fields: list[str]) -> bool:
