@@ -11,7 +11,6 @@ from autoheal.incident import Health, Sighting
 
 FAULTS = {
     "freeze": "its first process stands still (SIGSTOP)",
-    "kill": "its first process is killed; bringing it back is its restart policy's task",
     "freeze-runner": "the process that serves the model stands still, Ollama's API goes on",
     "kill-runner": "the process that serves the model is killed; Ollama starts another",
 }
@@ -64,8 +63,16 @@ def drill(
     """
     try:
         before = engine.look(name)
+        env = engine.inspect(name)["Config"].get("Env") or ()
     except GoneError:
         raise EngineError(f"no such container: {name}") from None
+    if fault == "freeze" and "PROBE_HEAL=restart" in env:
+        raise EngineError(
+            f"{name} has PROBE_HEAL=restart: Docker takes a container that got a signal from it "
+            "for one that was stopped by hand, and would not start it again. Freeze the process "
+            "on its host instead: kill -STOP $(docker inspect --format '{{.State.Pid}}' "
+            f"{name})"
+        )
     if before.state != "running" or before.health is not Health.HEALTHY:
         raise EngineError(
             f"{name} is {before.state} and {before.health}: a drill begins with a healthy one"
@@ -98,6 +105,7 @@ def summary(times: Times) -> str:
     text = [f"  {at:7.1f} s  {words}" for at, words in lines if at is not None]
     if times.healthy is None:
         text.append("It was not healed in time; what could be undone of the fault was undone.")
+        text.append("Docker's restart policy may leave it alone until somebody restarts it.")
     return "\n".join(["", *text])
 
 
@@ -128,8 +136,8 @@ def _note(
 
 
 def _break(engine: Engine, one: Sighting, fault: str) -> None:
-    if fault in ("freeze", "kill"):
-        engine.kill(one.id, "SIGSTOP" if fault == "freeze" else "SIGKILL")
+    if fault == "freeze":
+        engine.kill(one.id, "SIGSTOP")
         return
     signal = "STOP" if fault == "freeze-runner" else "KILL"
     code, output = engine.run_in(one.id, ["/bin/sh", "-c", _SIGNAL_RUNNERS % signal])

@@ -429,6 +429,19 @@ def test_a_drill_that_nobody_would_heal_is_refused(workload: Workloads, autoheal
     assert one.health == "healthy"
 
 
+def test_a_container_that_its_own_check_would_end_is_not_frozen_through_the_engine(
+    workload: Workloads, autoheal: Start
+) -> None:
+    """Docker takes it for one that was stopped by hand, whose restart policy is void."""
+    one, healer = workload(environment={"PROBE_HEAL": "restart"}), autoheal(**PROMPT)
+    healer.wait_line(WATCHING)
+    healer.wait_healthy()
+    said = healer.command("drill", one.name, "--yes", fails=True)
+    assert "PROBE_HEAL=restart" in said
+    assert "kill -STOP" in said
+    assert one.health == "healthy"
+
+
 def test_the_doctor_finds_what_stands_in_the_way(
     workload: Workloads, start: Callable[..., Container], autoheal: Start, label: str
 ) -> None:
