@@ -148,6 +148,21 @@ class Ollama(Workload):
         yield tokens
         over.set()
 
+    @contextmanager
+    def user(self, model: str, patience: float) -> Iterator[None]:
+        """A user who asks, gives up after some seconds, and asks again, until this ends."""
+        over = threading.Event()
+
+        def ask() -> None:
+            body = {"model": model, "prompt": "a b c", "stream": False}
+            while not over.is_set():
+                with suppress(httpx.HTTPError):
+                    httpx.post(f"{self.url}/api/generate", json=body, timeout=patience)
+
+        threading.Thread(target=ask, daemon=True).start()
+        yield
+        over.set()
+
     def long_prompt(self) -> None:
         """Begin a user's request that gives no token for minutes."""
         self.generate("big", num_ctx=8192)

@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from testbed.containers import Workload
-from testbed.deadlines import ORDINARY_SECONDS, Deadline, scaled
+from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 
 WORDS = ("ollama runner", "llama-server --model")
 """A part of the command line of either."""
@@ -58,17 +59,29 @@ def arguments(pid: int) -> list[str]:
 
 def ask(pid: int, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
     """Ask a runner on its own port, inside its container; returns status and content."""
-    words = arguments(pid)
-    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}{path}"
-    text = "" if body is None else json.dumps(body)
-    done = subprocess.run(
-        [
-            *("nsenter", "--target", str(pid), "--net", sys.executable, "-I", "-c", _ASK),
-            *(url, text, str(scaled(ORDINARY_SECONDS))),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = _command(pid, path, body, scaled(ORDINARY_SECONDS))
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     status, _, content = done.stdout.partition(" ")
     return int(status), content
+
+
+@contextmanager
+def at_work(pid: int) -> Iterator[None]:
+    """A `llama-server` gives tokens without end, and no client of its server asked for them."""
+    body = {"prompt": "a b c", "n_predict": -1, "ignore_eos": True}
+    command = _command(pid, "/completion", body, scaled(LONG_SECONDS))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
+        try:
+            yield
+        finally:
+            client.kill()
+
+
+def _command(pid: int, path: str, body: dict[str, Any] | None, seconds: float) -> list[str]:
+    """What asks a runner on its own port, inside its container."""
+    words = arguments(pid)
+    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}{path}"
+    text = "" if body is None else json.dumps(body)
+    inside = ("nsenter", "--target", str(pid), "--net", sys.executable, "-I", "-c", _ASK)
+    return [*inside, url, text, str(seconds)]

@@ -21,7 +21,7 @@ from probe.report import Reason, Remedy, Verdict
 from probe.runners import unending
 from probe.settings import Settings
 from testbed.deadlines import Deadline
-from testbed.held import held
+from testbed.faults import unkillable
 from tests.unit.rows import (
     ANY,
     FIRST,
@@ -83,7 +83,7 @@ def seen(process: subprocess.Popen[bytes]) -> list[Unending]:
 def test_a_process_that_was_killed_and_does_not_end_is_seen_until_it_does(
     process: subprocess.Popen[bytes], frozen: bool
 ) -> None:
-    with held(process.pid):
+    with unkillable(process.pid):
         if frozen:
             os.kill(process.pid, signal.SIGSTOP)
         assert seen(process) == []
@@ -98,7 +98,7 @@ def test_a_process_that_was_killed_and_does_not_end_is_seen_until_it_does(
 def test_what_is_no_runner_of_this_server_only_keeps_its_container_from_stopping(
     process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with held(process.pid):
+    with unkillable(process.pid):
         process.kill()
         while not (left := seen(process)):
             assert process.poll() is None
@@ -244,7 +244,7 @@ def test_a_health_check_that_could_not_end_a_runner_does_not_look_healthy_after_
     knobs = replace(ANY, retries=3)
     certain = replace(PROVEN, failed=True, suspect=RUNNER.identity, suspect_checks=3)
     verdict, memory = judge(HANGS, certain, knobs, NOW)
-    verdict, memory = heal(verdict, HANGS, memory, lambda _: True)
+    verdict, memory = heal(knobs, verdict, HANGS, memory, lambda _: True)
     assert ("has not ended yet" in verdict.message, len(memory.ended)) == (True, 1)
     verdicts = told(GONE, after=24, memory=memory, knobs=knobs)
     assert [verdict.healthy for verdict in verdicts] == [False] * 4

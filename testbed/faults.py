@@ -1,0 +1,113 @@
+"""Faults of a process that signals cannot make: it is traced (ptrace), as by a debugger.
+
+    python -m testbed.faults unkillable PID
+    python -m testbed.faults hung PID
+
+Each lasts until this program ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from probe.processes import stat
+
+_SEIZE, _INTERRUPT, _LISTEN, _CONT = 0x4206, 0x4207, 0x4208, 7
+_TRACE_EXIT = 0x40
+_EVENT_EXIT, _EVENT_STOP = 6, 128
+_ALL_CHILDREN = 0x40000000  # __WALL
+
+_WORK_SECONDS = 0.5
+_WORK_SHARE = 0.2
+"""Threads that have run for more than this share of what the busiest one has are at work."""
+
+_STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+@contextmanager
+def unkillable(pid: int) -> Iterator[None]:
+    """A process that does not end, whatever it is sent, as while a driver holds one of its threads.
+
+    If it is killed meanwhile, a zombie with one live thread is left, for which its parent waits.
+    """
+    with _tracer("unkillable", pid):
+        yield
+
+
+@contextmanager
+def hung(pid: int) -> Iterator[None]:
+    """A process of which those threads stand still that are at work now, as in a call that hangs.
+
+    Its other threads go on: it answers for its health.
+    """
+    with _tracer("hung", pid):
+        yield
+
+
+@contextmanager
+def _tracer(fault: str, pid: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "testbed.faults", fault, str(pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == b"begun\n"
+        try:
+            yield
+        finally:
+            tracer.kill()
+
+
+def _ptrace(request: int, thread: int, data: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(request, thread, None, ctypes.c_void_p(data)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _hang(pid: int) -> None:
+    before = _ran(pid)
+    time.sleep(_WORK_SECONDS)
+    ran = {thread: ticks - before.get(thread, 0) for thread, ticks in _ran(pid).items()}
+    for thread, ticks in ran.items():
+        if ticks > _WORK_SHARE * max(ran.values()):
+            _ptrace(_SEIZE, thread, 0)
+            _ptrace(_INTERRUPT, thread, 0)
+            os.waitpid(thread, _ALL_CHILDREN)
+    print("begun", flush=True)
+    signal.pause()
+
+
+def _ran(pid: int) -> dict[int, int]:
+    """For how long each thread has run, in clock ticks."""
+    ran = {}
+    for name in os.listdir(f"/proc/{pid}/task"):
+        if fields := stat(f"/proc/{pid}/task/{name}/stat"):
+            ran[int(name)] = int(fields[11]) + int(fields[12])
+    return ran
+
+
+def _hold(pid: int) -> None:
+    threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    _ptrace(_SEIZE, max(threads), _TRACE_EXIT)  # not the first one, which stands for the process
+    print("begun", flush=True)
+    while True:
+        thread, status = os.waitpid(-1, _ALL_CHILDREN)
+        if not os.WIFSTOPPED(status):
+            return
+        event, number = status >> 16, os.WSTOPSIG(status)
+        if event == _EVENT_EXIT:
+            continue  # here it stays
+        with suppress(ProcessLookupError):
+            if event == _EVENT_STOP and number in _STOPS:
+                _ptrace(_LISTEN, thread, 0)
+            else:
+                _ptrace(_CONT, thread, 0 if event else number)
+
+
+if __name__ == "__main__":
+    {"unkillable": _hold, "hung": _hang}[sys.argv[1]](int(sys.argv[2]))
