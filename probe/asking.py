@@ -10,7 +10,7 @@ from dataclasses import replace
 from probe import runners
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.memory import Memory
-from probe.observation import Ask, Asked, Dialect, Model
+from probe.observation import Ask, Asked, Dialect, Model, Observation
 from probe.ollama import ApiError, Server
 from probe.plan import (
     free_slot,
@@ -20,6 +20,7 @@ from probe.plan import (
     past_of,
     routine,
     suspicion,
+    waits_in_vain,
 )
 from probe.settings import Settings
 
@@ -35,12 +36,13 @@ class Asking:
         self._server, self._settings = server, settings
         self._memory, self._budget = memory, budget
 
-    def all_of(self, models: tuple[Model, ...]) -> dict[str, tuple[Asked, ...]]:
+    def all_of(self, observation: Observation) -> dict[str, tuple[Asked, ...]]:
         """Ask every model what may be asked of it; each has its share of the remaining time."""
-        settings, memory = self._settings, self._memory
+        settings, memory, models = self._settings, self._memory, observation.models
         asked: dict[str, tuple[Asked, ...]] = {}
         now = time.monotonic()
-        suspected = [model for model in models if is_suspected(model, memory, settings, now)]
+        in_vain = waits_in_vain(observation, memory, now)
+        suspected = [m for m in models if is_suspected(m, memory, settings, now, in_vain=in_vain)]
         plans: list[tuple[Model, Ask | None]] = [(m, suspicion(m, settings)) for m in suspected]
         for model in models:
             if model not in suspected:

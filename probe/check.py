@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from probe.knobs import SettingError
@@ -97,7 +98,7 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
         settings = Settings.from_flags_and_env(flags, os.environ)
         # A person who looks, at a terminal, ends nothing.
         heals = settings.heal == "runner" and not os.isatty(0)
-        verdict, _ = look(settings, _heal if heals else None, counts=True)
+        verdict, _ = look(settings, partial(_heal, settings) if heals else None, counts=True)
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
     except Exception as error:  # no fault of the server's, and no reason to restart it
@@ -109,10 +110,10 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
 
 
 def _heal(
-    verdict: Verdict, observation: Observation, memory: Memory, save: Save
+    settings: Settings, verdict: Verdict, observation: Observation, memory: Memory, save: Save
 ) -> tuple[Verdict, Memory]:
     if verdict.remedy is not Remedy.RUNNER:
         return verdict, memory  # without what it takes to import the rest
     from probe.end_runner import heal
 
-    return heal(verdict, observation, memory, save)
+    return heal(settings, verdict, observation, memory, save)

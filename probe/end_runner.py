@@ -92,7 +92,7 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
     from probe.memory_file import MemoryFile
 
     if found := _found(settings, MemoryFile(settings).peek(), model):
-        outcome = _end(*found, model, dry_run=dry_run)
+        outcome = _end(settings, *found, model, dry_run=dry_run)
         if outcome.result == "ended":
             _note(settings, found[0])
         return outcome
@@ -101,7 +101,7 @@ def end_runner(settings: Settings, model: str | None, *, dry_run: bool = False) 
     def act(
         verdict: Verdict, observation: Observation, memory: Memory, save: object
     ) -> tuple[Verdict, Memory]:
-        outcome = _end(verdict, observation, model, dry_run=dry_run)
+        outcome = _end(settings, verdict, observation, model, dry_run=dry_run)
         outcomes.append(outcome)
         return verdict, _noted(verdict, memory) if outcome.result == "ended" else memory
 
@@ -160,9 +160,17 @@ def _found(
 
 
 def _end(
-    verdict: Verdict, observation: Observation, model: str | None, *, dry_run: bool
+    settings: Settings,
+    verdict: Verdict,
+    observation: Observation,
+    model: str | None,
+    *,
+    dry_run: bool,
 ) -> Outcome:
     runner = culprit(verdict, observation, model)
+    if runner is not None and _somebody_came(verdict, settings):
+        words = f"no runner has to be ended: a client has come ({verdict.message})"
+        return Outcome("refused", words, verdict)
     if runner is None:
         asked = f" of {model}" if model else ""
         found = f"{'healthy' if verdict.healthy else 'unhealthy'} {verdict.reason}"
@@ -181,14 +189,28 @@ def _end(
     return Outcome("ended", f"{what} was ended: {verdict.message}", verdict, runner.pid, seen)
 
 
+def _somebody_came(verdict: Verdict, settings: Settings) -> bool:
+    """Whether a runner that worked for nobody may do so no more."""
+    if "nobody_seconds" not in verdict.readings:
+        return False
+    from probe.connections import has_clients
+
+    return has_clients(settings.port) is not False
+
+
 def heal(
-    verdict: Verdict, observation: Observation, memory: Memory, save: Callable[[Memory], bool]
+    settings: Settings,
+    verdict: Verdict,
+    observation: Observation,
+    memory: Memory,
+    save: Callable[[Memory], bool],
 ) -> tuple[Verdict, Memory]:
     """What a health check does about a stalled model, if it is time; within the check's lock.
 
     As long as it can do something nobody else has to: the remedy is none.
 
     Args:
+        settings: the probe's settings.
         verdict: what the check found.
         observation: what it rests on.
         memory: what the next check should know.
@@ -201,6 +223,8 @@ def heal(
     if is_spent(memory, now):
         words = f"its runner was ended {MOST} times within an hour, which did not help"
         return _with(verdict, memory, words, Remedy.RESTART)
+    if _somebody_came(verdict, settings):
+        return _with(verdict, memory, "a client has come meanwhile", Remedy.NONE)
     if not is_due(memory):
         words = f"its runner is ended if {CHECKS} checks in a row find this (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
@@ -240,4 +264,6 @@ def _with(
     )
     # A check that has no time repeats what the last one said.
     last = replace(memory.episodes[-1], message=verdict.message, remedy=str(remedy))
-    return verdict, replace(memory, episodes=(*memory.episodes[:-1], last))
+    # It has asked for the end of a runner, which the check cannot do.
+    checks = memory.restart_checks + (remedy is Remedy.RESTART)
+    return verdict, replace(memory, episodes=(*memory.episodes[:-1], last), restart_checks=checks)

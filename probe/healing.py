@@ -10,6 +10,7 @@ from probe.observation import READ_BYTES, Observation, Runner, Unending
 from probe.plan import CALM_SECONDS, same_model
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
+from probe.settings import Settings
 
 CHECKS = 3
 """So many checks in a row have to ask for the end of a runner, where none is certain."""
@@ -159,6 +160,22 @@ def is_due(memory: Memory) -> bool:
     return memory.certain_at is not None or memory.suspect_checks >= CHECKS
 
 
+def restart_checks(verdict: Verdict, past: Memory) -> int:
+    """How many checks in a row have found that a restart would help, this one included.
+
+    Those that ask for the end of a runner neither count nor end the row.
+    """
+    if verdict.remedy is Remedy.RUNNER:
+        return past.restart_checks
+    return past.restart_checks + 1 if verdict.remedy is Remedy.RESTART else 0
+
+
+def restart_is_due(memory: Memory, settings: Settings, now: float) -> bool:
+    """Whether enough checks in a row, over long enough, have found that a restart would help."""
+    lasted = memory.fault_since is not None and now - memory.fault_since > 3 * settings.timeout
+    return lasted and memory.restart_checks >= CHECKS
+
+
 def is_spent(memory: Memory, now: float) -> bool:
     """Whether as many runners were ended as may be."""
     return sum(now - at < WINDOW_SECONDS for at in memory.ended) >= MOST
@@ -166,5 +183,5 @@ def is_spent(memory: Memory, now: float) -> bool:
 
 def with_end(memory: Memory, now: float) -> Memory:
     """The memory before a check ends a runner."""
-    memory = without_fault(with_suspect(memory, None))
+    memory = replace(without_fault(with_suspect(memory, None)), restart_checks=0)
     return replace(memory, ended=(*memory.ended, now)[-MOST:])

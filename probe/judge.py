@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import gpus, loads, retries, silence, vram
-from probe.healing import culprit, with_suspect, with_unending
+from probe.healing import culprit, restart_checks, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
-from probe.plan import BUSY_SECONDS, is_required, past_of
+from probe.plan import BUSY_SECONDS, WAIT_SECONDS, is_required, past_of
 from probe.report import Reading, Reason, Remedy, Verdict, short_time, unhealthy
 from probe.settings import Settings
 
@@ -75,6 +75,7 @@ def judge(
     if counts:
         suspect = culprit(verdict, observation)
         memory = with_suspect(memory, suspect, now, certain=verdict.certain)
+        memory = replace(memory, restart_checks=restart_checks(verdict, past))
         verdict, memory = retries.counted(verdict, past, memory, settings, now)
     answered = observation.api_error is None
     if answered and verdict.healthy and verdict.reason is not Reason.LOADING:
@@ -153,6 +154,8 @@ def _found(
         yield from silence.of(model, observation, past, memory, settings, now)
     for model in observation.models:
         for one in (
+            silence.for_nobody(model, observation, memory, settings, now),
+            silence.crashed(model, memory),
             vram.mismatch(model, observation, past),
             vram.residency(model, observation, past, memory, settings),
             _slow(model, memory, settings),
@@ -275,6 +278,10 @@ def _healthy(
         "models_bytes": sum(model.row.size_bytes for model in observation.models),
         "models_vram_bytes": observation.claimed_bytes,
     }
+    if observation.waiting_seconds >= WAIT_SECONDS:
+        readings["user_waits_seconds"] = round(observation.waiting_seconds, 1)
+    nobody = max(silence.nobody_seconds(model, memory, now) for model in observation.models)
+    readings |= {"nobody_seconds": round(nobody)} if nobody else {}
     reason = Reason.IDLE if all(model.gone for model in observation.models) else Reason.READY
     return Verdict(True, reason, "; ".join(words), readings)
 

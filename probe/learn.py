@@ -8,6 +8,7 @@ from probe.loads import learn_load, learn_loads
 from probe.memory import Episode, Memory, ModelMemory
 from probe.observation import Asked, Model, Observation
 from probe.plan import (
+    CRASHES_SECONDS,
     OWN_TOKENS,
     identity,
     is_calm,
@@ -17,6 +18,7 @@ from probe.plan import (
     shape_of,
     suspicion,
     users_got_tokens,
+    waits_in_vain,
     was_calm,
 )
 from probe.report import Verdict
@@ -56,7 +58,8 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     memory = learn_loads(observation, memory, now)
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
-    memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed)
+    crashes = _crashes(observation, memory, now)
+    memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed, crashes=crashes)
     if observation.no_time:
         # What was known stands; the next check will see more.
         return replace(
@@ -78,6 +81,25 @@ def _listed(observation: Observation, memory: Memory) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*memory.listed, *now)))[-RECORDS:]
 
 
+def _crashes(observation: Observation, memory: Memory, now: float) -> dict[str, tuple[int, float]]:
+    """How many requests of ours in a row have ended the runner of a model, and when the last did.
+
+    Once is no crash: the server may have ended it, to unload the model.
+    """
+    found = {
+        key: (times, at)
+        for key, (times, at) in memory.crashes.items()
+        if now - at < CRASHES_SECONDS
+    }
+    for model in observation.models:
+        key, asked = model.row.key, observation.asked.get(model.row.key, ())
+        if is_proven(model, asked, memory, now):
+            found.pop(key, None)
+        elif any(map(_ended_its_runner, asked)):
+            found[key] = (found.get(key, (0, 0.0))[0] + 1, now)
+    return dict(list(found.items())[-RECORDS:])
+
+
 # --- one model ----------------------------------------------------------------------------
 
 
@@ -90,13 +112,15 @@ def _model(
         return memory.models[model.row.key]  # so that it is known to be gone at the next check
     if observation.no_time and past is not None:
         silent_since = _silent_since(model, asked, past, memory, settings, now, no_time=True)
-        return replace(past, silent_since=silent_since)
+        nobodys = () if observation.clients else past.nobodys
+        return replace(past, silent_since=silent_since, nobodys=nobodys)
     row = next((one.row for one in reversed(asked) if one.row is not None), model.row)
     runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
     slots = next(
         (one.slots for one in reversed(asked) if one.slots is not None),
         model.health.slots if model.health else None,
     )
+    in_vain = waits_in_vain(observation, memory, now)
     fresh = ModelMemory(vram_percent=0.0, room_bytes=_room(model, observation, memory))
     return replace(
         past or fresh,
@@ -111,10 +135,12 @@ def _model(
         own_tasks=_own_tasks(asked, past),
         # While they cannot be read those of before stand, to be compared with later ones.
         tokens=(past or fresh).tokens if slots is None else tuple(map(progress_of, slots)),
+        nobodys=_nobodys(model, observation, past or fresh, now),
         runnable_seconds=runner.runnable_seconds if runner else None,
         cpu_seconds=runner.cpu_seconds if runner else None,
         # While it loads the server asks a runner how far it is, and its answers are no tokens.
         writes=runner.writes if runner and model.state != "loading" else None,
+        doubted_at=now if asked and in_vain else (past or fresh).doubted_at,
         silent_since=_silent_since(model, asked, past, memory, settings, now),
         held_since=None,
         slow_checks=_slow_checks(model, asked, observation, memory, settings, now),
@@ -138,6 +164,20 @@ def serves_users(model: Model, asked: tuple[Asked, ...], memory: Memory, now: fl
         return users_got_tokens(model.runner, slots, past, seconds)
     after = asked[-1]
     return users_got_tokens(after.runner or model.runner, after.slots or slots, past, seconds)
+
+
+def _nobodys(
+    model: Model, observation: Observation, past: ModelMemory, now: float
+) -> tuple[tuple[int, int, float], ...]:
+    """The slots that work while no user is connected to the server, and since when they do."""
+    slots = model.health.slots if model.health else None
+    if observation.clients is not False:
+        return ()
+    if slots is None:
+        return past.nobodys
+    since = {(slot, task): began for slot, task, began in past.nobodys}
+    working = [(one.id, one.task or 0) for one in slots if one.is_processing]
+    return tuple((slot, task, since.get((slot, task), now)) for slot, task in working)
 
 
 def _silent_since(
@@ -170,6 +210,12 @@ def _silent_since(
 def is_unanswered(asked: Asked) -> bool:
     """Whether a request of ours was let wait for longer than we could, or refused for others."""
     return asked.answer.outcome == "silent" or asked.answer.queue_full
+
+
+def _ended_its_runner(asked: Asked) -> bool:
+    """Whether a runner was asked itself, and its process has ended in the middle of that."""
+    broke = asked.answer.outcome == "error" and asked.answer.status is None
+    return broke and asked.ask.via == "runner" and asked.runner is None
 
 
 def _unshared(

@@ -23,6 +23,9 @@ STILL_SECONDS = 120.0
 UNUSABLE_TRIES = 2
 """A required model is unusable when loading it has failed so often, in the same words."""
 
+UNHEARD_TRIES = 3
+"""The same for one that was asked for so often, whose loads all ended after the check."""
+
 LOAD_STEP = (0.001, 0.02, 1 << 20, 1 << 20)
 """The least progress that counts: of the runner's own measure, runnable seconds, bytes read, bytes
 of memory."""
@@ -246,6 +249,10 @@ def missing(
             yield _failed_load(name, failed, observation, memory, now)
         elif observation.load is None or observation.load[0] != name:
             words = f"{name} is not loaded yet{_unheard(name, memory, now)}"
+            if _is_in_vain(name, memory):
+                advice = "read its log (`docker logs`) to learn why"
+                yield unhealthy(Reason.MODEL_UNUSABLE, f"{words}; {advice}", **readings)
+                continue
             yield Verdict(memory.proven, Reason.LOADING, words, readings)
         elif observation.load[1].queue_full:
             words = f"{name} is not loaded yet: the server's queue is full"
@@ -260,6 +267,14 @@ def _unheard(name: str, memory: Memory, now: float) -> str:
     times = "once" if sent.tries == 1 else f"{sent.tries} times"
     again = max(retry_after(sent.tries) - (now - sent.at), 0)
     return f": the server was asked {times} and did not load it; it is asked again in {again:.0f} s"
+
+
+def _is_in_vain(name: str, memory: Memory) -> bool:
+    sent = memory.sent_load
+    if sent is None or sent.name != name or not sent.over:
+        return False
+    # Beside another model it may have waited for the room that this one takes.
+    return sent.tries >= UNHEARD_TRIES and not sent.beside
 
 
 def _failed_load(

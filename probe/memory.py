@@ -19,9 +19,11 @@ class ModelMemory:
         own_tasks: numbers of our own last requests, by slot.
         tokens: how far each slot was at the end of the last check: slot, task, and tokens of the
             prompt and of the answer while it served that.
+        nobodys: slots that worked for nobody at the last check: slot, task, and since when.
         runnable_seconds: its runner's at the end of the last check; None: not visible.
         cpu_seconds: the same.
         writes: the same.
+        doubted_at: when a user waited and it was asked for that; None: never.
         silent_since: when its runner first said nothing, or gave no token; None: it last did.
         held_since: since when its runner holds up `/api/ps`; None: it did not at the last check.
         slow_checks: how many checks in a row have found it slow.
@@ -40,9 +42,11 @@ class ModelMemory:
     unshared_text: str | None = None
     own_tasks: tuple[tuple[int, int], ...] = ()
     tokens: tuple[tuple[int, int, int], ...] | None = None
+    nobodys: tuple[tuple[int, int, float], ...] = ()
     runnable_seconds: float | None = None
     cpu_seconds: float | None = None
     writes: int | None = None
+    doubted_at: float | None = None
     silent_since: float | None = None
     held_since: float | None = None
     slow_checks: int = 0
@@ -162,11 +166,17 @@ class Memory:
         failed_loads: by name of the required model.
         evictions: pairs of models, of which loading the first ended the second.
         models: those that were loaded, by `LoadedModel.key`.
+        crashes: by `LoadedModel.key`, how many of our requests in a row have ended its runner, and
+            when the last one did.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
         ended: when checks have ended a runner.
+        server_ended: identity of the server that a check has asked to end; empty: none has.
+        server_ended_at: when.
+        server_killed_at: when it was made to end; None: it was not.
         fault_since: when the first of the last checks in a row that found a fault was judged; None
             when the last one found none.
         fault_checks: how many they were.
+        restart_checks: how many checks in a row have found that a restart would help.
         failed: Docker was told by the last of them that the server is unhealthy.
         suspect: identity of the runner whose end the last checks in a row have asked for.
         suspect_checks: how many they were.
@@ -195,8 +205,13 @@ class Memory:
     failed_loads: dict[str, FailedLoad] = field(default_factory=dict)
     evictions: tuple[tuple[str, str], ...] = ()
     models: dict[str, ModelMemory] = field(default_factory=dict)
+    crashes: dict[str, tuple[int, float]] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()
+    server_ended: str = ""
+    server_ended_at: float = 0.0
+    server_killed_at: float | None = None
+    restart_checks: int = 0
     fault_since: float | None = None
     fault_checks: int = 0
     failed: bool = False

@@ -362,6 +362,8 @@ class Observation:
         loading: runners of models that the server loads and does not list yet, with their health.
         strays: how many runners serve no loaded model.
         unending: processes of this container that were killed and have not ended.
+        clients: whether anybody but us is connected to the server; None: nobody looked.
+        waiting_seconds: for how long a user has waited for the first byte of an answer.
         missing: required models that are not loaded, with whether each is on the server: `yes`,
             `no`, or run in the `cloud`.
         load: the required model that was asked for, and how the request ended; None: none was.
@@ -382,6 +384,8 @@ class Observation:
     loading: tuple[tuple[Runner, RunnerHealth], ...] = ()
     strays: int = 0
     unending: tuple[Unending, ...] = ()
+    clients: bool | None = None
+    waiting_seconds: float = 0.0
     missing: dict[str, str] = field(default_factory=dict)
     load: tuple[str, Answer] | None = None
     load_runner: str = ""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from probe import nvml, runners
 from probe.asking import Asking
+from probe.connections import has_clients, longest_wait
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.gpu_reading import GpuFault
 from probe.judge import gpu_wanted
@@ -112,8 +113,12 @@ class _Check:
         serving = {model.runner.identity for model in models if model.runner}
         others = tuple(runner for runner in found if runner.identity not in serving)
         loading = tuple(self._loading(others)) if self._server_pid is not None else ()
+        slots = [slot for m in models if m.health for slot in m.health.slots or ()]
+        works, port = any(slot.is_processing for slot in slots), self._settings.port
         observation = Observation(
             models=models,
+            clients=has_clients(port) if works and self._settings.is_local else None,
+            waiting_seconds=(longest_wait(port) or 0.0) if models and settings.is_local else 0.0,
             loading=loading,
             strays=len(others) - len(loading),
             version=version,
@@ -126,7 +131,7 @@ class _Check:
             # Loading one may have ended another: what was read of them holds no more.
             if self._ask and observation.load is None:
                 asking = Asking(self._server, settings, self._memory, self._budget)
-                observation = replace(observation, asked=asking.all_of(models))
+                observation = replace(observation, asked=asking.all_of(observation))
         except ApiError as error:
             return Observation(api_error=str(error))
         return replace(observation, no_time=self._budget.no_time)

@@ -6,7 +6,7 @@ Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the
 from __future__ import annotations
 
 from probe.memory import Memory, ModelMemory
-from probe.observation import Answer, Ask, Dialect, Model, Runner, Slot
+from probe.observation import Answer, Ask, Dialect, Model, Observation, Runner, Slot
 from probe.settings import Settings
 
 PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
@@ -18,6 +18,17 @@ WORK_SHARE = 0.05
 BUSY_SECONDS, BUSY_SECONDS_ON_CPU = 600.0, 3600.0
 """How long a model may be busy with nothing to show for it; longer with nothing of it in VRAM:
 a long prompt takes longer there, and there is no driver to hang in."""
+
+WAIT_SECONDS = 5.0
+"""A user who has waited for an answer for this long, while no model did anything, raises a doubt:
+more often than that, users who give up and come again would not be seen."""
+
+DOUBT_SECONDS = 600.0
+"""A model is asked for that no more often than this: a token of ours may cost another user."""
+
+CRASHES, CRASHES_SECONDS = 3, 3600.0
+"""A model whose runner has ended at so many requests of ours in a row is asked for nothing more,
+until the last of them is so long ago."""
 
 OWN_TOKENS = 8
 """A request of ours leaves no more than this in a slot, its prompt included."""
@@ -33,7 +44,7 @@ def routine(model: Model, memory: Memory, settings: Settings) -> Ask | None:
     it is asked of the runner itself, and only where there is a slot that holds nobody's
     conversation. With `always` the server is asked, as a plain health check does.
     """
-    if model.gone or model.state != "ready" or _is_mlx(model):
+    if model.gone or model.state != "ready" or _is_mlx(model) or crashes(model, memory):
         return None
     tokens = 1 if settings.min_tokens_per_second is None else 2
     if settings.generate == "always":
@@ -65,13 +76,19 @@ def _always(model: Model, tokens: int) -> Ask:
     return Ask("server", tokens, options=options)
 
 
-def is_suspected(model: Model, memory: Memory, settings: Settings, now: float) -> bool:
+def is_suspected(
+    model: Model, memory: Memory, settings: Settings, now: float, *, in_vain: bool = False
+) -> bool:
     """Whether something seems to be wrong with a model, so that a token of ours may cost a user.
 
     Its runner is silent and does no work, or does some for too long; or it has left a request of
-    ours unanswered, and nothing has been heard from it since.
+    ours unanswered, and nothing has been heard from it since; or users wait `in_vain`.
     """
     past = past_of(model, memory)
+    if in_vain and model.state == "ready" and past is not None:
+        doubted_at = past.doubted_at
+        if doubted_at is None or now - doubted_at >= DOUBT_SECONDS:
+            return True
     silent_since = past.silent_since if past else None
     if model.state == "silent":
         ran = model.runnable_seconds
@@ -83,6 +100,13 @@ def is_suspected(model: Model, memory: Memory, settings: Settings, now: float) -
         and silent_since is not None
         and not users_got_tokens(model.runner, slots, past, now - (memory.checked_at or now))
     )
+
+
+def waits_in_vain(observation: Observation, memory: Memory, now: float) -> bool:
+    """Whether a user waits for an answer, while no model does anything and none is loaded."""
+    if observation.waiting_seconds < WAIT_SECONDS or memory.load or observation.loading:
+        return False
+    return all(was_calm(model, memory, now) for model in observation.models)
 
 
 def is_suspicious(answer: Answer) -> bool:
@@ -109,6 +133,11 @@ def suspicion(model: Model, settings: Settings) -> Ask | None:
     return Ask("runner") if model.state == "ready" and model.runner is not None else None
 
 
+def crashes(model: Model, memory: Memory) -> bool:
+    """Whether requests of ours, several in a row, have ended the runners of a model."""
+    return memory.crashes.get(model.row.key, (0, 0.0))[0] >= CRASHES
+
+
 def _is_mlx(model: Model) -> bool:
     """Whether it is of a kind that the probe cannot ask: its runner's requests are not known."""
     return model.runner is not None and model.runner.command.dialect is Dialect.MLX
@@ -116,8 +145,17 @@ def _is_mlx(model: Model) -> bool:
 
 def busy_timeout(model: Model, settings: Settings) -> float:
     """For how many seconds a model may be too busy to answer."""
-    if settings.busy_timeout is not None:
-        return settings.busy_timeout
+    return _longest(model, settings.busy_timeout)
+
+
+def nobody_timeout(model: Model, settings: Settings) -> float:
+    """For how many seconds a model may work for nobody, as it reads a prompt to its end."""
+    return _longest(model, settings.nobody_timeout)
+
+
+def _longest(model: Model, limit: float | None) -> float:
+    if limit is not None:
+        return limit
     return BUSY_SECONDS if model.row.size_vram_bytes else BUSY_SECONDS_ON_CPU
 
 

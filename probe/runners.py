@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import dialects
+from probe.connections import listening
 from probe.observation import CommandLine, Dialect, LoadedModel, Runner, Unending
 from probe.processes import all_visible, name_of, open_files, read, stat, thread_states
 
-_LISTEN = b"0A"
 _EXITING = 0x4  # the kernel's PF_EXITING
 _PROGRAMS = ("ollama", "llama-server")
 _MAX_ANCESTORS = 64
@@ -132,7 +132,7 @@ def server_pid(port: int, proc: str = "/proc") -> int | None:
     server that there is; None when there are several.
     """
     servers = list(_servers(proc))
-    sockets = {f"socket:[{inode}]" for inode in _listening(proc, port)}
+    sockets = listening(port, proc)
     hidden = not sockets
     for pid in servers:
         try:
@@ -199,15 +199,6 @@ def _is_among_ours(proc: str, pid: int) -> bool:
         return os.readlink(f"{proc}/{pid}/ns/pid") == os.readlink(f"{proc}/self/ns/pid")
     except OSError:
         return False
-
-
-def _listening(proc: str, port: int) -> Iterator[str]:
-    """Inodes of the sockets that listen on a port, in our network namespace."""
-    for table in ("tcp", "tcp6"):
-        with suppress(OSError), open(f"{proc}/net/{table}", "rb") as file:
-            for fields in map(bytes.split, file.readlines()[1:]):
-                if fields[3] == _LISTEN and int(fields[1].rpartition(b":")[2], 16) == port:
-                    yield fields[9].decode()
 
 
 def _runner(proc: str, pid: int, command: CommandLine) -> Runner | None:

@@ -88,7 +88,8 @@ _watermark, _watermark_allowed = number(0, 1000)
 _rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
 _gpu, _gpu_allowed = one_of("auto", "required", "off")
 _generate, _generate_allowed = one_of("auto", "always", "never")
-_heal, _heal_allowed = one_of("off", "runner")
+_heal, _heal_allowed = one_of("off", "runner", "restart")
+_policy, _policy_allowed = one_of("none", "always", "unless-stopped")
 
 KNOBS: tuple[Knob, ...] = (
     Knob(
@@ -157,6 +158,16 @@ KNOBS: tuple[Knob, ...] = (
         "VRAM, where a long prompt takes longer.",
     ),
     Knob(
+        "nobody_timeout",
+        "PROBE_NOBODY_TIMEOUT",
+        "auto",
+        lambda text: None if text.lower() == "auto" else _busy(text),
+        f"auto or {_busy_allowed}",
+        "How long a model may work while no client is connected to the server, before that counts "
+        "as stalled: a prompt whose user has gone is often read to its end. Known since Ollama "
+        "0.30. auto: 600, and 3600 for a model with nothing in VRAM.",
+    ),
+    Knob(
         "min_vram",
         "PROBE_MIN_VRAM_PERCENT",
         "auto",
@@ -200,7 +211,18 @@ KNOBS: tuple[Knob, ...] = (
         _heal_allowed,
         "What a health check does about a model that is certain to be stalled, or was found so by "
         "three checks in a row. runner: it ends the process that serves it, up to three times an "
-        "hour; the server and its other models go on. off: nothing.",
+        "hour; the server and its other models go on. restart: the same, and where that does not "
+        "help it ends the server, so that Docker starts the container again; this needs "
+        "PROBE_RESTART_POLICY. off: nothing.",
+    ),
+    Knob(
+        "restart_policy",
+        "PROBE_RESTART_POLICY",
+        "none",
+        _policy,
+        _policy_allowed,
+        "The restart policy of this container, which the probe cannot see: with another one the "
+        "container would stay down after PROBE_HEAL=restart has ended its server.",
     ),
     Knob(
         "state_dir",
@@ -216,7 +238,8 @@ KNOBS: tuple[Knob, ...] = (
         "/var/cache/ollama-probe",
         str,
         "a directory",
-        "Where what is known of GPUs survives a restart of the container.",
+        "Where what is known of GPUs, and the count of servers that checks have ended, survive a "
+        "restart of the container.",
     ),
 )
 
@@ -272,11 +295,13 @@ class Settings:
     timeout: float = 10.0
     load_timeout: float = 600.0
     busy_timeout: float | None = None
+    nobody_timeout: float | None = None
     min_vram: float | None = None
     min_tokens_per_second: float | None = None
     slow_checks: int = 3
     retries: int = 1
     heal: str = "off"
+    restart_policy: str = "none"
     state_dir: str = "/dev/shm"
     cache_dir: str = "/var/cache/ollama-probe"
 

@@ -11,7 +11,14 @@ from dataclasses import replace
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Dialect, Model, Observation
-from probe.plan import WORK_SHARE, busy_timeout, is_required, suspicion
+from probe.plan import (
+    WORK_SHARE,
+    busy_timeout,
+    crashes,
+    is_required,
+    nobody_timeout,
+    suspicion,
+)
 from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
 from probe.settings import Settings
 
@@ -105,6 +112,41 @@ def held(observation: Observation, past: Memory, settings: Settings, now: float)
     again = "but work is being done" if works else "the next check asks again"
     first = bool(settings.models) and not past.proven
     return _busy(first, f"{what}; {again}", readings)
+
+
+def for_nobody(
+    model: Model, observation: Observation, memory: Memory, settings: Settings, now: float
+) -> Verdict | None:
+    """A runner works on and on while no user is connected: nobody gets what it makes."""
+    seconds, longest = nobody_seconds(model, memory, now), nobody_timeout(model, settings)
+    is_seen = model.health is not None and model.health.slots is not None
+    if observation.clients is not False or not is_seen or seconds <= longest:
+        return None
+    name = model.row.name
+    words = (
+        f"the runner of {name} has worked for nobody for {seconds:.0f} s, more than {longest:g} s "
+        "(PROBE_NOBODY_TIMEOUT): no client is connected to the server"
+    )
+    readings: dict[str, Reading] = {"model": name, "nobody_seconds": round(seconds)}
+    return _stalled(model, [], words, readings, settings)
+
+
+def nobody_seconds(model: Model, memory: Memory, now: float) -> float:
+    """For how long a model has worked for nobody; 0 where it does not."""
+    known = memory.models.get(model.row.key, ModelMemory())
+    return max((now - since for _, _, since in known.nobodys), default=0.0)
+
+
+def crashed(model: Model, memory: Memory) -> Verdict | None:
+    """A runner that ends whenever it is asked for a token: each was a new process already."""
+    if model.gone or not crashes(model, memory):
+        return None
+    name, times = model.row.name, memory.crashes[model.row.key][0]
+    words = (
+        f"the runner of {name} has ended at each of the last {times} requests for a token: read "
+        "its log (`docker logs`) to learn why"
+    )
+    return Verdict(False, Reason.STALLED, words, {"model": name}, remedy=Remedy.OPERATOR)
 
 
 def _readings(model: Model, waited: float, silent_for: float) -> dict[str, Reading]:

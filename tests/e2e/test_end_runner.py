@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from probe.report import Reason, Remedy, Verdict
 from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
-from testbed.held import held
+from testbed.faults import hung, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.webhook import Webhook
 
@@ -98,6 +99,47 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
         code, text = server.probe("end-runner", "--model", "vector")
         assert (code, "no runner of vector has to be ended" in text) == (3, True)
         assert runner.pids(server) == [hung]
+
+
+@pytest.mark.parametrize("patience", [8.0, LONG_SECONDS], ids=["give up", "wait"])
+def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
+    start_unchecked: Start, patience: float
+) -> None:
+    """The commonest hang: the rest of the process goes on, and so does everything else."""
+    server = start_unchecked(TIME_TO_ASK)
+    with server.endless_request("tiny"):
+        [pid] = runner.pids(server)
+        server.check()
+        with hung(pid), server.user("tiny", scaled(patience)):
+            assert runner.ask(pid, "/health")[0] == 200
+            verdict = server.check_until(is_stalled)[-1]
+            assert verdict.remedy is Remedy.RUNNER
+            outcome = end_runner(server)
+            assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
+    assert "response" in server.generate("tiny")
+
+
+def test_work_for_nobody_is_ended_and_never_while_a_user_is_connected(
+    unchecked_twin: Start,
+) -> None:
+    server = unchecked_twin({"PROBE_NOBODY_TIMEOUT": "10", **TIME_TO_ASK})
+    server.generate("tiny")
+    [pid] = runner.pids(server)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with runner.at_work(pid):
+        doubted = server.check_until(lambda verdict: verdict.readings.get("nobody_seconds"))[-1]
+        assert doubted.healthy
+        server.check_until(is_stalled)
+        with socket.create_connection((host, int(port))):
+            assert server.check().healthy
+            assert end_runner(server)["result"] == "refused"
+        assert server.check().healthy  # its time begins anew
+        verdict = server.check_until(is_stalled)[-1]
+        assert "no client is connected to the server" in verdict.message
+        outcome = end_runner(server)
+        assert (outcome["result"], outcome["pid"] is not None) == ("ended", True), outcome
+    assert "response" in server.generate("tiny")
+    assert pid not in runner.pids(server)
 
 
 def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
@@ -203,8 +245,8 @@ def test_a_runner_that_cannot_be_killed_is_left_to_an_operator_and_nothing_is_re
     server.wait_listening()
     server.load_seen("tiny")
     before = server.started_at
-    with server.endless_request("tiny"), held(hung := runner.pids(server)[0]):
-        os.kill(hung, signal.SIGSTOP)
+    with server.endless_request("tiny"), unkillable(pid := runner.pids(server)[0]):
+        os.kill(pid, signal.SIGSTOP)
         healer.wait_line("its process does not end, which needs an operator", LONG_SECONDS)
         healer.wait_line(r"does not end \(state .*; a restart would not help", LONG_SECONDS)
         server.check_until(lambda verdict: verdict.remedy is Remedy.OPERATOR)

@@ -339,7 +339,7 @@ def check_that_heals(
 ) -> tuple[Verdict, Memory]:
     observation = check(model(health=SILENT, runner=runner), to=(asked(TO_SERVER, NOTHING),))
     verdict, memory = judge(observation, memory, ANY, NOW)
-    return heal(verdict, observation, memory, lambda _: saved)
+    return heal(ANY, verdict, observation, memory, lambda _: saved)
 
 
 def test_a_check_ends_the_runner_at_the_third_time_and_nobody_else_has_to_act(
@@ -396,4 +396,4 @@ def test_a_process_that_has_ended_by_itself_is_nobodys_fault(
 def test_a_check_ends_nothing_for_another_fault(hung: Runner) -> None:
     verdict = Verdict(False, Reason.CPU_FALLBACK, "on the CPU", remedy=Remedy.RESTART)
     observation = check(model(runner=hung))
-    assert heal(verdict, observation, PROVEN, lambda _: True) == (verdict, PROVEN)
+    assert heal(ANY, verdict, observation, PROVEN, lambda _: True) == (verdict, PROVEN)

@@ -27,7 +27,8 @@ MAY_IMPORT = {
 FLOORS = {
     1: "gpu_reading observation memory report knobs settings setting_names",
     2: "dialects generations plan loads vram gpus learn silence judge healing retries",
-    3: "deadline processes end_process nvml nvml_details amd ollama runners memory_file",
+    3: "deadline processes connections runners end_process ollama nvml nvml_details amd "
+    "memory_file",
     4: "devices asking observe check end_runner",
     5: "cli serve metrics exposition status monitor monitored ollama_clients",
 }

@@ -414,6 +414,30 @@ def test_a_load_that_ended_unheard_is_told_with_when_it_is_tried_again() -> None
 
 
 @pytest.mark.parametrize(
+    ("tries", "over", "beside", "healthy"),
+    [
+        (3, True, {}, False),
+        (3, False, {}, True),
+        (2, True, {}, True),
+        # it may have waited for the room that another one takes
+        (3, True, {"other:latest": NOW + 200}, True),
+    ],
+)
+def test_a_model_whose_loads_all_end_unheard_is_told_to_an_operator(
+    tries: int, over: bool, beside: dict[str, float], healthy: bool
+) -> None:
+    """A load that fails after the check has gone says its words to nobody."""
+    memory = Memory(proven=True, sent_load=SentLoad("tiny", NOW - 30, beside, tries, over))
+    one = Observation(missing={"tiny": "yes"}, no_time="" if over else "to look")
+    verdict, _ = judge(one, memory, REQUIRED, NOW)
+    assert verdict.healthy == healthy
+    if not healthy:
+        assert (verdict.reason, verdict.remedy) == (Reason.MODEL_UNUSABLE, Remedy.OPERATOR)
+        assert "was asked 3 times and did not load it" in verdict.message
+        assert "docker logs" in verdict.message
+
+
+@pytest.mark.parametrize(
     ("name", "process", "under_way"),
     [
         ("tiny:latest", "", True),

@@ -32,6 +32,10 @@ FULL = Memory(
     fault_checks=2,
     certain_at=7.0,
     certain_counts=(1.0, 2.0, 3.0),
+    server_ended="1/500",
+    server_ended_at=8.0,
+    server_killed_at=9.0,
+    restart_checks=2,
     proven=True,
     version="0.33.0",
     gpus=("GPU-1",),
@@ -42,9 +46,14 @@ FULL = Memory(
     listed=("7/1",),
     unending={"7/1": 3.0},
     sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
+    crashes={"d1": (2, 3.0)},
     failed_loads={"tiny": FailedLoad("invalid magic", 1.0, 2.0, 2)},
     evictions=(("tiny", "other"),),
-    models={"d1": ModelMemory("tiny", "7/1", own_tasks=((0, 1),), tokens=((0, 1, -1),))},
+    models={
+        "d1": ModelMemory(
+            "tiny", "7/1", own_tasks=((0, 1),), tokens=((0, 1, -1),), nobodys=((0, 1, 2.0),)
+        )
+    },
     vram_percents={"tiny": 100.0},
     episodes=(Episode(1.0, 2.0, 3, True, "ready", "tiny"),),
 )

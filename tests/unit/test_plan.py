@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from probe.memory import Memory, ModelMemory
-from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Slot
+from probe.memory import Load, Memory, ModelMemory
+from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Observation, Slot
 from probe.plan import (
     free_slot,
     is_required,
@@ -19,6 +19,7 @@ from probe.plan import (
     same_model,
     suspicion,
     users_got_tokens,
+    waits_in_vain,
 )
 from probe.settings import Settings
 from tests.unit.rows import (
@@ -37,6 +38,8 @@ from tests.unit.rows import (
     NOW,
     OLD,
     OPTIONS,
+    OTHER,
+    OTHER_RUNNER,
     PROVEN,
     REQUIRED,
     RUNNER,
@@ -44,6 +47,7 @@ from tests.unit.rows import (
     TOKEN,
     UNKNOWN,
     WORKS,
+    check,
     model,
     past,
     slots,
@@ -169,6 +173,48 @@ def test_a_model_is_suspected_when_it_says_nothing_or_has_left_us_unanswered(
     one: Model, memory: Memory, suspected: bool
 ) -> None:
     assert is_suspected(one, memory, ANY, NOW) == suspected
+
+
+CALM = past(runnable_seconds=50.0)
+
+
+@pytest.mark.parametrize(
+    ("observation", "memory", "in_vain"),
+    [
+        (check(model(), waiting_seconds=6.0), CALM, True),
+        (check(model(), OTHER, waiting_seconds=6.0), CALM, False),  # nobody knows what it did
+        (check(model(), waiting_seconds=4.0), CALM, False),
+        # a model works, or is loaded
+        (check(model(), waiting_seconds=6.0), past(runnable_seconds=48.0), False),
+        (check(model(runner=OTHER_RUNNER), waiting_seconds=6.0), CALM, False),
+        (check(model(), waiting_seconds=6.0), replace(CALM, load=Load("tiny")), False),
+        (
+            check(model(), waiting_seconds=6.0, loading=((OTHER_RUNNER, LOADING),)),
+            *(CALM, False),
+        ),
+    ],
+)
+def test_a_user_waits_in_vain_while_no_model_does_anything(
+    observation: Observation, memory: Memory, in_vain: bool
+) -> None:
+    assert waits_in_vain(observation, memory, NOW) is in_vain
+
+
+@pytest.mark.parametrize(
+    ("one", "memory", "suspected"),
+    [
+        (model(), PROVEN, True),
+        (model(), past(doubted_at=NOW - 599), False),
+        (model(), past(doubted_at=NOW - 601), True),
+        (model(health=LOADING), PROVEN, False),
+        (GONE, PROVEN, False),
+    ],
+)
+def test_a_model_is_suspected_while_users_wait_in_vain_and_then_left_in_peace_for_a_while(
+    one: Model, memory: Memory, suspected: bool
+) -> None:
+    """A token of ours may take a conversation out of its cache."""
+    assert is_suspected(one, memory, ANY, NOW, in_vain=True) is suspected
 
 
 @pytest.mark.parametrize(

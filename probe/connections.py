@@ -1,0 +1,147 @@
+"""TCP connections, as the kernel shows them: of this network namespace, and of a process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from probe.processes import open_files, read
+
+_ESTABLISHED, _LISTEN = "01", "0A"
+
+# Linux's sock_diag(7): what to ask, and where in the answer what is read here stands.
+_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, _DONE, _ERROR = 4, 20, 0x301, 3, 2
+_TCP, _INFO, _STATE_ESTABLISHED = 6, 2, 1
+_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
+_MESSAGE_BYTES = 72
+_AGES, _BYTES = struct.Struct("=I4xI"), struct.Struct("=QQ")
+_AGES_AT, _BYTES_AT = 44, 120
+
+_DIAG_SECONDS = 0.2
+"""The kernel answers at once."""
+
+
+@dataclass(frozen=True)
+class _Socket:
+    """A row of the kernel's table; addresses end with four bytes and the port, in hexadecimal."""
+
+    address: str
+    peer: str
+    state: str
+    inode: str
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2], 16)
+
+
+def listening(port: int, proc: str = "/proc") -> set[str]:
+    """What `/proc/PID/fd` calls the sockets that listen on a port."""
+    return {one.inode for one in _sockets(proc) if one.state == _LISTEN and one.port == port}
+
+
+def has_clients(port: int, proc: str = "/proc") -> bool | None:
+    """Whether anybody but this process is connected to the server that listens on a port.
+
+    A client that has gone counts no more, whether the server has noticed or not.
+
+    Returns:
+        None where no server listens on it, as far as can be seen.
+    """
+    table = list(_sockets(proc))
+    if not any(one.state == _LISTEN and one.port == port for one in table):
+        return None
+    with suppress(OSError):
+        files = set(open_files(os.getpid(), proc))
+        ours = {_end(one.address) for one in table if one.inode in files}
+        return any(
+            one.state == _ESTABLISHED and one.port == port and _end(one.peer) not in ours
+            for one in table
+        )
+    return None
+
+
+def longest_wait(port: int) -> float | None:
+    """For how many seconds a client of the server has waited for the first byte of an answer.
+
+    On such a connection something was received after the last that was sent, if any was. On one
+    that is idle, or on which an answer is being given, it was not.
+
+    Returns:
+        0 where none waits; None where the kernel does not tell.
+    """
+    try:
+        found = [info for family in _FAMILIES for info in _tcp_infos(family, port)]
+    except (OSError, struct.error):
+        return None
+    waits = []
+    for info in found:
+        since_sent, since_received = _AGES.unpack_from(info, _AGES_AT)
+        sent_bytes, received_bytes = _BYTES.unpack_from(info, _BYTES_AT)
+        if received_bytes and (not sent_bytes or since_received < since_sent):
+            waits.append(since_received / 1e3)
+    return max(waits, default=0.0)
+
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def _tcp_infos(family: int, port: int) -> Iterator[bytes]:
+    """The kernel's `tcp_info` of every connection that has this port here."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, kind, _SOCK_DIAG) as kernel:
+        kernel.settimeout(_DIAG_SECONDS)
+        wanted = struct.pack("=BBBxI", family, _TCP, 1 << (_INFO - 1), 1 << _STATE_ESTABLISHED)
+        request = wanted + struct.pack("!H", port) + bytes(46)
+        size = _HEADER.size + len(request)
+        kernel.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + request)
+        while True:
+            for kind, message in _messages(kernel.recv(1 << 16)):
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    raise OSError("sock_diag is refused")
+                yield from _attributes(message[_MESSAGE_BYTES:], _INFO)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while data:
+        size, kind, *_ = _HEADER.unpack_from(data)
+        yield kind, data[_HEADER.size : size]
+        data = data[max((size + 3) & ~3, _HEADER.size) :]
+
+
+def _attributes(data: bytes, wanted: int) -> Iterator[bytes]:
+    while len(data) >= _ATTRIBUTE.size:
+        size, kind = _ATTRIBUTE.unpack_from(data)
+        if kind == wanted:
+            yield data[_ATTRIBUTE.size : size]
+        data = data[max((size + 3) & ~3, _ATTRIBUTE.size) :]
+
+
+def open_connections(pid: int, proc: str = "/proc") -> int | None:
+    """How many connections a process has; None where its sockets cannot be read."""
+    sockets: set[str] = set()
+    with suppress(OSError):
+        sockets.update(open_files(pid, proc))
+    if not sockets:
+        return None
+    table = _sockets(f"{proc}/{pid}")
+    return sum(one.state == _ESTABLISHED and one.inode in sockets for one in table)
+
+
+def _end(address: str) -> str:
+    """The same for an IPv4 address and for the IPv6 address that stands for it."""
+    host, _, port = address.partition(":")
+    return f"{host[-8:]}:{port}"
+
+
+def _sockets(proc: str) -> Iterator[_Socket]:
+    for table in ("tcp", "tcp6"):
+        for fields in map(str.split, read(f"{proc}/net/{table}").splitlines()[1:]):
+            if len(fields) > 9:
+                yield _Socket(fields[1], fields[2], fields[3], f"socket:[{fields[9]}]")

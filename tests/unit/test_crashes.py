@@ -1,0 +1,111 @@
+"""A runner that ends whenever it is asked for a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from probe.judge import judge
+from probe.memory import Memory
+from probe.observation import Answer, Ask, Asked, Observation, Slot
+from probe.plan import CRASHES, CRASHES_SECONDS, routine
+from probe.report import Reason, Remedy
+from tests.unit.rows import (
+    ANY,
+    FIRST,
+    NOW,
+    PROVEN,
+    REQUIRED,
+    RUNNER,
+    TOKEN,
+    check,
+    model,
+    reasons,
+    run,
+    slots,
+)
+
+BROKE = Answer("error", 0.3, message="Server disconnected without sending a response.")
+REFUSED = Answer("error", 0.3, None, 500, "failed to decode")
+IN_SLOT = Ask("runner", slot=0)
+
+
+def crash(number: int, answer: Answer = BROKE) -> Observation:
+    """A new process every time, which has ended at our request."""
+    fresh = model(health=slots(Slot(0)), runner=replace(RUNNER, pid=number))
+    return check(fresh, to=(Asked(IN_SLOT, answer),))
+
+
+def listed(number: int) -> Observation:
+    return check(model(health=slots(Slot(0)), runner=replace(RUNNER, pid=number)))
+
+
+def test_a_required_model_that_ends_at_each_of_several_requests_is_stalled_for_an_operator() -> (
+    None
+):
+    """Each was a new process, so that a restart is no more than that."""
+    numbers = range(20, 20 + CRASHES)
+    verdicts, memory = run(*map(crash, numbers), memory=PROVEN, settings=REQUIRED)
+    assert reasons(verdicts) == ["ready", "ready", "stalled"]
+    assert verdicts[-1].remedy is Remedy.OPERATOR
+    assert "has ended at each of the last 3 requests" in verdicts[-1].message
+    # It is asked no more, and stays so until somebody gets a token of it.
+    again, memory = judge(listed(40), memory, REQUIRED, NOW + 60)
+    assert again.reason is Reason.STALLED
+    assert routine(listed(40).models[0], memory, ANY) is None
+
+
+def test_of_a_model_that_nobody_requires_it_is_a_reading() -> None:
+    verdicts, _ = run(*map(crash, range(20, 20 + CRASHES)), memory=PROVEN)
+    assert verdicts[-1].healthy
+    assert "has ended at each of the last 3 requests" in str(verdicts[-1].readings["noted"])
+
+
+def test_crashes_of_an_hour_ago_count_no_more() -> None:
+    _, memory = run(crash(20), crash(21), memory=PROVEN)
+    verdict, memory = judge(crash(22), memory, REQUIRED, NOW + CRASHES_SECONDS + 60)
+    assert verdict.healthy
+    assert [times for times, _ in memory.crashes.values()] == [1]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        check(model(health=slots(Slot(0))), to=(Asked(IN_SLOT, TOKEN, runner=RUNNER),)),
+        check(model(health=slots(Slot(0, True, task=4, decoded_tokens=12)))),
+    ],
+    ids=["a token for us", "tokens for a user"],
+)
+def test_a_token_ends_the_row_of_crashes(between: Observation) -> None:
+    known = check(model(health=slots(Slot(0, True, task=4, decoded_tokens=2))))
+    verdicts, memory = run(crash(20), crash(21), known, between, crash(22), memory=PROVEN)
+    assert "stalled" not in reasons(verdicts)
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+
+
+def test_a_model_that_was_not_asked_keeps_its_count_and_other_models_have_theirs() -> None:
+    _, memory = run(crash(20), Observation(), listed(21), memory=PROVEN)
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Asked(IN_SLOT, REFUSED),
+        Asked(IN_SLOT, BROKE, runner=RUNNER),  # its process is still there
+        Asked(Ask("server"), BROKE),  # it was the server that hung up
+        Asked(IN_SLOT, Answer("silent", 9.7)),
+    ],
+)
+def test_only_a_process_that_ends_at_a_request_has_crashed(one: Asked) -> None:
+    _, memory = judge(check(model(), to=(one,)), PROVEN, ANY, NOW)
+    assert memory.crashes == {}
+
+
+def test_a_required_model_is_no_more_ended_by_us_again_and_again() -> None:
+    """It would be loaded by one check, and ended by the next."""
+    memory = replace(FIRST, proven=True, crashes={"d1": (CRASHES, NOW)})
+    model_ = listed(20).models[0]
+    assert routine(model_, Memory(), REQUIRED) is not None
+    assert routine(model_, memory, REQUIRED) is None
