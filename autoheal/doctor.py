@@ -232,6 +232,7 @@ def _container(
     yield from _counting(name, check, env)
     if PROBE_COMMAND in " ".join(check["Test"]):
         yield from _probe_settings(name, env)
+        yield from _ending(name, check["Test"], env, found)
         if found["State"]["Running"]:
             yield from _server(name, found["Id"], check["Test"], engine)
         yield from _gpu(name, found, env, info)
@@ -246,11 +247,9 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
 
 def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
     """Either the probe counts failing checks, as in its image, or Docker: not both, nor nobody."""
-    words = " ".join(check["Test"]).replace("=", " ").split()
-    by_flag = words[words.index("--retries") + 1 :][:1] if "--retries" in words else []
     in_image = env.get("PROBE_RETRIES")
-    by_docker, by_probe = check.get("Retries") or 3, (by_flag or [in_image or "1"])[0]
-    ours = PROBE_COMMAND in " ".join(words)
+    by_docker, by_probe = check.get("Retries") or 3, _set(check["Test"], env, "--retries", "1")
+    ours = PROBE_COMMAND in " ".join(check["Test"])
     if ours and by_docker > 1 and by_probe != "1":
         yield Finding(
             "warning",
@@ -264,6 +263,41 @@ def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> It
             f"{name} is called unhealthy after one failing check, and nothing counts: what its "
             "HEALTHCHECK leaves out comes from the image",
             "set retries: 3 for its HEALTHCHECK",
+        )
+
+
+def _set(test: list[str], env: Mapping[str, str], flag: str, default: str) -> str:
+    """What a setting of the probe is in a HEALTHCHECK: its flag, else its variable."""
+    words = " ".join(test).replace("=", " ").split()
+    by_flag = words[words.index(flag) + 1 :][:1] if flag in words else []
+    variable = "PROBE_" + flag.removeprefix("--").replace("-", "_").upper()
+    return (by_flag or [env.get(variable) or default])[0]
+
+
+def _ending(
+    name: str, test: list[str], env: Mapping[str, str], found: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """A check that ends the server relies on the policy by which Docker starts it again."""
+    is_task = "com.docker.swarm.task.id" in (found["Config"].get("Labels") or {})
+    if is_task or _set(test, env, "--heal", "off").lower() != "restart":
+        return
+    stated = _set(test, env, "--restart-policy", "none").lower()
+    policy = (found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no"
+    starts_again = policy in ("always", "unless-stopped")
+    if stated == "none":
+        wanted = policy if starts_again else "unless-stopped, and give it that policy (restart:)"
+        yield Finding(
+            "warning",
+            f"{name} has PROBE_HEAL=restart, and its checks do not know its restart policy: they "
+            "end no server",
+            f"set PROBE_RESTART_POLICY={wanted}",
+        )
+    elif not starts_again:
+        yield Finding(
+            "problem",
+            f"{name} has PROBE_HEAL=restart, PROBE_RESTART_POLICY={stated} and the restart policy "
+            f"{policy}: it stays down once a check has ended its server",
+            f"give it the policy {stated} (restart: in Compose), or set PROBE_HEAL=runner",
         )
 
 

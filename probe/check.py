@@ -97,7 +97,7 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
     try:
         settings = Settings.from_flags_and_env(flags, os.environ)
         # A person who looks, at a terminal, ends nothing.
-        heals = settings.heal == "runner" and not os.isatty(0)
+        heals = settings.heal != "off" and not os.isatty(0)
         verdict, _ = look(settings, partial(_heal, settings) if heals else None, counts=True)
     except SettingError as error:
         verdict = Verdict(False, Reason.MISCONFIGURED, str(error))
@@ -112,8 +112,15 @@ def run(flags: Mapping[str, str | None], *, as_json: bool = False) -> None:
 def _heal(
     settings: Settings, verdict: Verdict, observation: Observation, memory: Memory, save: Save
 ) -> tuple[Verdict, Memory]:
-    if verdict.remedy is not Remedy.RUNNER:
-        return verdict, memory  # without what it takes to import the rest
-    from probe.end_runner import heal
+    # What a healthy server needs none of is not imported.
+    if verdict.remedy is Remedy.RUNNER:
+        from probe.end_runner import heal
 
-    return heal(settings, verdict, observation, memory, save)
+        verdict, memory = heal(settings, verdict, observation, memory, save)
+    # One that had no time repeats what another has found.
+    heals = settings.heal == "restart" and not observation.no_time
+    if verdict.remedy is Remedy.RESTART and heals:
+        from probe.end_server import heal as heal_by_restart
+
+        verdict, memory = heal_by_restart(settings, verdict, memory, save)
+    return verdict, memory

@@ -155,7 +155,7 @@ def status(form: str, watch: bool, **flags: str | None) -> None:
 
 
 @main.command("end-runner", short_help="End the process that a model is stalled in.")
-@knob_options([knob for knob in KNOBS if knob.name not in ("heal", "models")])
+@knob_options([knob for knob in KNOBS if knob.name not in ("heal", "restart_policy", "models")])
 @click.option("--model", "only", metavar="NAME", help="End only the runner of this model.")
 @click.option("--dry-run", is_flag=True, help="Say what would be ended, and end nothing.")
 @_format_option("line", "One line for a person, or everything as JSON.")

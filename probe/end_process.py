@@ -10,9 +10,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from probe.processes import open_files, read, started, stat, thread_states
-
-_ESTABLISHED = "01"
+from probe.connections import open_connections
+from probe.processes import read, started, stat, thread_states
 
 END_SECONDS = 2.0
 """A process that is killed and has not ended by then cannot be killed."""
@@ -51,7 +50,7 @@ def evidence(pid: int, proc: str = "/proc") -> Evidence:
         threads=dict(threads),
         cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
         memory_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        connections=_connections(pid, proc),
+        connections=open_connections(pid, proc),
     )
 
 
@@ -60,11 +59,39 @@ def end(pid: int, start: int) -> Literal["ended", "gone", "denied", "stuck"]:
 
     Args:
         pid: its process id.
-        start: when it started, in clock ticks since the boot; a process that has its number, and
-            started at another time, is another one.
+        start: when it started, as `send` takes it.
 
     Returns:
         `gone`: it had ended before. `denied`: this user may not. `stuck`: it does not end.
+    """
+    result = send(pid, start, signal.SIGKILL)
+    if result != "sent":
+        return result
+    return "ended" if _ends(pid, start) else "stuck"
+
+
+def may_end(pid: int) -> bool:
+    """Whether this user may send signals to a process."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def send(pid: int, start: int, number: signal.Signals) -> Literal["sent", "gone", "denied"]:
+    """Send a signal to a process.
+
+    Args:
+        pid: its process id.
+        start: when it started, in clock ticks since the boot; a process that has its number, and
+            started at another time, is another one.
+        number: the signal.
+
+    Returns:
+        `gone`: it had ended before. `denied`: this user may not.
     """
     with ExitStack() as stack:
         descriptor = None
@@ -76,14 +103,14 @@ def end(pid: int, start: int) -> Literal["ended", "gone", "denied", "stuck"]:
             return "gone"
         try:
             if descriptor is None:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             else:
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:
             return "gone"
         except PermissionError:
             return "denied"
-        return "ended" if _ends(pid, start) else "stuck"
+    return "sent"
 
 
 def _ends(pid: int, start: int) -> bool:
@@ -101,15 +128,3 @@ def _is_dead(pid: int) -> bool:
     """Whether it is a zombie without threads: all that is left is for its parent to notice."""
     fields = stat(f"/proc/{pid}/stat")
     return fields is not None and fields[0] == "Z" and fields[17] in ("0", "1")
-
-
-def _connections(pid: int, proc: str) -> int | None:
-    """How many of the process's sockets are open connections, over TCP."""
-    sockets: set[str] = set()
-    with suppress(OSError):
-        sockets.update(open_files(pid, proc))
-    if not sockets:
-        return None
-    tables = "".join(read(f"{proc}/{pid}/net/{table}") for table in ("tcp", "tcp6"))
-    rows = [row for row in map(str.split, tables.splitlines()) if len(row) > 9]
-    return sum(row[3] == _ESTABLISHED and f"socket:[{row[9]}]" in sockets for row in rows)

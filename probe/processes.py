@@ -60,6 +60,16 @@ def stat(path: str) -> list[str] | None:
     return fields if len(fields) > 21 else None
 
 
+def first_child(parent: int, proc: str = "/proc") -> int | None:
+    """The oldest process of those whose parent this is; None where there is none."""
+    children = []
+    for pid in filter(str.isdigit, os.listdir(proc)):
+        fields = stat(f"{proc}/{pid}/stat")
+        if fields is not None and fields[1] == str(parent):
+            children.append((int(fields[19]), int(pid)))
+    return min(children)[1] if children else None
+
+
 def thread_states(pid: int | str, proc: str = "/proc") -> Iterator[tuple[str, str]]:
     """The threads of a process, each with the kernel's letter for what it does now."""
     with suppress(OSError):

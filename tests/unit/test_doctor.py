@@ -23,6 +23,7 @@ class FakeEngine:
     url = "unix:///docker.sock"
     refuses: tuple[str, ...] = ()
     check: Mapping[str, Any] = {}
+    host: Mapping[str, Any] = {}
 
     def __init__(
         self, test: list[str], env: list[str], labels: dict[str, str], said: str = ""
@@ -33,7 +34,7 @@ class FakeEngine:
             "Name": "/ollama",
             "Names": ["/ollama"],
             "Config": {"Healthcheck": {"Test": test, **self.check}, "Env": env, "Labels": labels},
-            "HostConfig": {},
+            "HostConfig": self.host,
             "State": {"Running": True},
         }
 
@@ -219,3 +220,50 @@ def test_failures_that_are_counted_twice_or_by_nobody_are_named(
     assert [words for words in (TWICE, NOBODY) for what in found if words in what] == (
         [said] if said else []
     )
+
+
+ENDS = ["PROBE_HEAL=restart"]
+KNOWS = [*ENDS, "PROBE_RESTART_POLICY=unless-stopped"]
+
+
+@pytest.mark.parametrize(
+    ("test", "inside", "policy", "level", "advice"),
+    [
+        (PROBE, KNOWS, "unless-stopped", "warning", ""),
+        (PROBE, KNOWS, "always", "warning", ""),
+        (PROBE, ["PROBE_HEAL=runner"], "no", "problem", ""),
+        (PROBE, KNOWS, "no", "problem", "set PROBE_HEAL=runner"),
+        (PROBE, KNOWS, "", "problem", "set PROBE_HEAL=runner"),
+        (PROBE, KNOWS, "on-failure", "problem", "set PROBE_HEAL=runner"),  # Ollama ends with 0
+        (
+            [*PROBE, "--heal", "restart", "--restart-policy=always"],
+            *([], "no", "problem", "give it the policy always"),
+        ),
+        (PROBE, ENDS, "always", "warning", "set PROBE_RESTART_POLICY=always"),
+        (PROBE, ENDS, "no", "warning", "set PROBE_RESTART_POLICY=unless-stopped, and give it"),
+        (PROBE, ENDS, "no", "problem", ""),
+    ],
+)
+def test_a_check_that_ends_its_server_needs_a_policy_that_starts_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    test: list[str],
+    inside: list[str],
+    policy: str,
+    level: str,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(FakeEngine, "host", {"RestartPolicy": {"Name": policy}})
+    found = findings(tmp_path, test=test, inside=inside, level=level)
+    said = [words for what, words in found if "PROBE_HEAL=restart" in what]
+    assert len(said) == bool(advice)
+    assert all(advice in words for words in said)
+
+
+def test_a_task_of_a_swarm_is_replaced_and_needs_no_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    labels = {"com.docker.swarm.task.id": "t"}
+    for level in ("warning", "problem"):
+        found = findings(tmp_path, inside=KNOWS, labels=labels, level=level)
+        assert not [what for what, _ in found if "PROBE_HEAL" in what]

@@ -28,8 +28,8 @@ FLOORS = {
     1: "gpu_reading observation memory report knobs settings setting_names",
     2: "dialects generations plan loads vram gpus learn silence judge healing retries",
     3: "deadline processes connections runners end_process ollama nvml nvml_details amd "
-    "memory_file",
-    4: "devices asking observe check end_runner",
+    "memory_file restarts",
+    4: "devices asking observe check end_runner end_server",
     5: "cli serve metrics exposition status monitor monitored ollama_clients",
 }
 """The files of `probe/`: data, rules, hands, wiring, faces. A file imports from its own floor and
