@@ -11,7 +11,8 @@ request fails, or a conversation loses its place in the prompt cache.
 
 `ollama list` and `ollama ps` are made as the calls that they make: `HEAD /`, then a `GET`. A check
 has two seconds on an idle machine, more on a busy one, and at most PROBE_TIMEOUT's default of ten.
-Servers have one slot, the default since Ollama 0.10. A hang is made with SIGSTOP.
+Servers have one slot, the default since Ollama 0.10. A hang is made with SIGSTOP, or by stopping
+the threads that are at work.
 
 States of GPUs need a container. There, NVML is a stand-in of its C ABI, and a server in front of
 Ollama says in `/api/ps` what one with a GPU says.
@@ -36,6 +37,7 @@ import psutil
 from bench.generations import GPUS, Generation, User, arguments, generations
 from probe.report import parse
 from testbed.deadlines import scaled
+from testbed.faults import hung
 from testbed.front import Front, in_front_of
 from testbed.network import bridge_gateway
 from testbed.nvml import HEALTHY
@@ -65,6 +67,7 @@ class Scene:
         users: those whose requests are under way.
         exempt: processes that are hung or killed: whoever ends these does no harm.
         turn: how long the prompt of a paused conversation took, in seconds.
+        faults: what ends with it.
     """
 
     server: Generation
@@ -72,6 +75,7 @@ class Scene:
     users: list[User] = field(default_factory=list)
     exempt: set[int] = field(default_factory=set)
     turn: float | None = None
+    faults: ExitStack = field(default_factory=ExitStack)
 
     def see(self, *lines: str) -> None:
         assert self.server.nvml is not None
@@ -201,6 +205,13 @@ def freeze(model: str = "") -> Act:
     return signal_runners(signal.SIGSTOP, model)
 
 
+def hang(scene: Scene) -> None:
+    """The threads that are at work stand still, and the others go on."""
+    [process] = scene.server.runners("tiny")
+    scene.exempt.add(process.pid)
+    scene.faults.enter_context(hung(process.pid))
+
+
 def freeze_server(scene: Scene) -> None:
     scene.server.process.suspend()
 
@@ -315,6 +326,10 @@ STATES = [
         model="mid",
         models=BOTH,
         required="mid",
+    ),
+    State(
+        "one call hangs, its process answers for its health, and a user asks",
+        *(False, each(hang, asking), generating("tiny")),
     ),
     State("the server hangs", False, freeze_server, use()),
     State("the server is gone", False, kill_server, use(), ends=True),
@@ -470,7 +485,7 @@ def harm(scene: Scene, state: State, before: Trace) -> str:
 @contextmanager
 def scene_of(server: Generation, state: State) -> Iterator[Scene]:
     with ExitStack() as stack:
-        scene = Scene(server)
+        scene = Scene(server, faults=stack)
         if state.vram_share is not None:
             scene.front = stack.enter_context(
                 in_front_of(server.url, bridge_gateway(docker.from_env()))
@@ -485,6 +500,7 @@ def scene_of(server: Generation, state: State) -> Iterator[Scene]:
         finally:
             for user in scene.users:
                 user.over.set()
+            stack.close()
             if not state.ends:
                 server.reset()
 

@@ -21,6 +21,10 @@ _MESSAGE_BYTES = 72
 _AGES, _BYTES = struct.Struct("=I4xI"), struct.Struct("=QQ")
 _AGES_AT, _BYTES_AT = 44, 120
 
+# As /proc has addresses: four bytes at a time, each with its last one first.
+_IPV4 = ("", "0000000000000000FFFF0000")
+_IPV6_LOOPBACK = "00000000000000000000000001000000"
+
 _DIAG_SECONDS = 0.2
 """The kernel answers at once."""
 
@@ -132,6 +136,32 @@ def open_connections(pid: int, proc: str = "/proc") -> int | None:
         return None
     table = _sockets(f"{proc}/{pid}")
     return sum(one.state == _ESTABLISHED and one.inode in sockets for one in table)
+
+
+def calls_others(pid: int, port: int, proc: str = "/proc") -> bool:
+    """Whether a server has called another machine, as for a model that runs in the cloud.
+
+    Args:
+        pid: of the server.
+        port: where it listens: these connections are its clients'.
+        proc: where processes show.
+    """
+    try:
+        sockets = set(open_files(pid, proc))
+    except OSError:
+        return True  # it may have
+    return any(
+        one.state == _ESTABLISHED
+        and one.inode in sockets
+        and one.port != port
+        and not _is_loopback(one.peer)
+        for one in _sockets(f"{proc}/{pid}")
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.partition(":")[0]
+    return host.endswith("7F") if host[:-8] in _IPV4 else host == _IPV6_LOOPBACK
 
 
 def _end(address: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from probe import nvml, runners
 from probe.asking import Asking
-from probe.connections import has_clients, longest_wait
+from probe.connections import calls_others, has_clients, longest_wait
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.gpu_reading import GpuFault
 from probe.judge import gpu_wanted
@@ -25,7 +25,7 @@ from probe.observation import (
     RunnerHealth,
 )
 from probe.ollama import ApiError, Server, SilenceError
-from probe.plan import same_model
+from probe.plan import WAIT_SECONDS, same_model
 from probe.processes import all_visible
 from probe.settings import Settings
 
@@ -118,7 +118,7 @@ class _Check:
         observation = Observation(
             models=models,
             clients=has_clients(port) if works and self._settings.is_local else None,
-            waiting_seconds=(longest_wait(port) or 0.0) if models and settings.is_local else 0.0,
+            waiting_seconds=self._waiting() if models and settings.is_local else 0.0,
             loading=loading,
             strays=len(others) - len(loading),
             version=version,
@@ -211,6 +211,14 @@ class _Check:
             clamped = same if traits else None
         runner = replace(runner, command=replace(runner.command, embedding=embeds))
         return replace(model, clamped=clamped, runner=runner), runner
+
+    def _waiting(self) -> float:
+        """For how long a user has waited; 0 where it may be for an answer from elsewhere."""
+        port, seconds = self._settings.port, longest_wait(self._settings.port) or 0.0
+        if seconds < WAIT_SECONDS:
+            return 0.0
+        server = self._server_pid or runners.server_pid(port)
+        return 0.0 if server is None or calls_others(server, port) else seconds
 
     def _loading(self, others: tuple[Runner, ...]) -> Iterator[tuple[Runner, RunnerHealth]]:
         """Since Ollama 0.30 a model is listed when it is loaded: before, it is a process only."""

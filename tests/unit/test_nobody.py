@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.connections import has_clients, listening, longest_wait
+from probe.connections import calls_others, has_clients, listening, longest_wait
 from probe.judge import judge
 from probe.memory import Memory
 from probe.observation import Observation, RunnerHealth, Slot
@@ -84,6 +84,43 @@ def test_a_line_that_is_cut_off_is_no_connection(tmp_path: Path) -> None:
     with (tmp_path / "net/tcp").open("a") as file:
         file.write("   1: 020011AC:2CAA 0100")
     assert has_clients(PORT, proc) is False
+
+
+OUTSIDE = ("020011AC:D431", "08080808:01BB", "01", 77)
+OUTSIDE_6 = (f"{'0' * 32}:D431", "B80D012000000000000000000100000A:01BB", "01", 77)
+TO_RUNNER = ("0100007F:D431", "0100007F:9C40", "01", 77)
+TO_RUNNER_6 = (f"{'0' * 24}01000000:D431", f"{'0' * 24}01000000:9C40", "01", 77)
+TO_RUNNER_MAPPED = (
+    "0000000000000000FFFF00000100007F:D431",
+    "0000000000000000FFFF00000100007F:9C40",
+    *("01", 77),
+)
+A_CLIENT = ("020011AC:2CAA", "08080808:9C40", "01", 77)
+SOMEBODY_ELSE = ("020011AC:D431", "08080808:01BB", "01", 5)
+
+
+@pytest.mark.parametrize(
+    ("row", "calls"),
+    [
+        (OUTSIDE, True),
+        (OUTSIDE_6, True),
+        (TO_RUNNER, False),
+        (TO_RUNNER_6, False),
+        (TO_RUNNER_MAPPED, False),
+        (A_CLIENT, False),
+        (SOMEBODY_ELSE, False),
+    ],
+)
+def test_a_server_that_has_called_another_machine_may_wait_for_that(
+    tmp_path: Path, row: tuple[str, str, str, int], calls: bool
+) -> None:
+    tables(tmp_path, LISTENS, row)
+    (tmp_path / str(os.getpid()) / "net").symlink_to(tmp_path / "net")
+    assert calls_others(os.getpid(), PORT, str(tmp_path)) is calls
+
+
+def test_of_a_server_whose_connections_cannot_be_read_that_is_not_known(tmp_path: Path) -> None:
+    assert calls_others(1, PORT, str(tmp_path))
 
 
 def test_a_client_waits_from_its_request_to_the_first_byte_of_the_answer() -> None:
