@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import pytest
 from docker.models.containers import Container
 
@@ -186,6 +187,17 @@ class Workload:
         assert pids, f"no process {words!r}"
         for pid in pids:
             os.kill(pid, number)
+
+    def pause(self) -> None:
+        """Pause it; again, where runc gives up as its processes get no CPU in time to freeze."""
+        deadline = Deadline()
+        while True:
+            try:
+                self.container.pause()
+                return
+            except docker.errors.APIError as error:
+                if "unable to freeze" not in str(error) or deadline.passed:
+                    raise
 
     def starve(self, words: str) -> None:
         """Leave processes only the CPU time that others do not want, and others want all."""

@@ -237,7 +237,7 @@ def test_a_stopped_or_paused_container_is_left_alone(
         one.make_unhealthy()
         one.wait_health("unhealthy")
     paused.wait(lambda: paused.pids("sleep 3600") != [], "a check that goes on")
-    paused.container.pause()
+    paused.pause()
     stopped.container.stop()
     before = stopped.started_at, paused.started_at
     # It finds the three in one list, and has decided about each before this one's heal is over.
