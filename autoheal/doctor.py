@@ -11,11 +11,11 @@ from typing import Any
 
 from autoheal.engine import Engine, EngineError, ForbiddenError
 from autoheal.followers import GROUP
+from autoheal.healthcheck import environment, probe_program, probe_setting
 from autoheal.incident import PROBE_COMMAND, Action
 from autoheal.ledger import Ledger, LedgerError
 from autoheal.recipe import Recipe
 from autoheal.settings import KNOBS, MEMORY, POLICY_KNOBS, Settings, policy
-from autoheal.stuck_runner import probe_program
 from probe.generations import describe, is_known
 from probe.gpus import NEVER_USED
 from probe.setting_names import nearest, retired_names, unknown_names
@@ -228,7 +228,7 @@ def _container(
             f"{name} is removed when it stops (--rm), so it can be restarted but not recreated",
             "start it without --rm",
         )
-    env = dict(word.partition("=")[::2] for word in config.get("Env") or ())
+    env = environment(config.get("Env"))
     yield from _counting(name, check, env)
     if PROBE_COMMAND in " ".join(check["Test"]):
         yield from _probe_settings(name, env)
@@ -248,7 +248,10 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
 def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
     """Either the probe counts failing checks, as in its image, or Docker: not both, nor nobody."""
     in_image = env.get("PROBE_RETRIES")
-    by_docker, by_probe = check.get("Retries") or 3, _set(check["Test"], env, "--retries", "1")
+    by_docker, by_probe = (
+        check.get("Retries") or 3,
+        probe_setting(check["Test"], env, "--retries", "1"),
+    )
     ours = PROBE_COMMAND in " ".join(check["Test"])
     if ours and by_docker > 1 and by_probe != "1":
         yield Finding(
@@ -266,22 +269,14 @@ def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> It
         )
 
 
-def _set(test: list[str], env: Mapping[str, str], flag: str, default: str) -> str:
-    """What a setting of the probe is in a HEALTHCHECK: its flag, else its variable."""
-    words = " ".join(test).replace("=", " ").split()
-    by_flag = words[words.index(flag) + 1 :][:1] if flag in words else []
-    variable = "PROBE_" + flag.removeprefix("--").replace("-", "_").upper()
-    return (by_flag or [env.get(variable) or default])[0]
-
-
 def _ending(
     name: str, test: list[str], env: Mapping[str, str], found: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """A check that ends the server relies on the policy by which Docker starts it again."""
     is_task = "com.docker.swarm.task.id" in (found["Config"].get("Labels") or {})
-    if is_task or _set(test, env, "--heal", "off").lower() != "restart":
+    if is_task or probe_setting(test, env, "--heal", "off").lower() != "restart":
         return
-    stated = _set(test, env, "--restart-policy", "none").lower()
+    stated = probe_setting(test, env, "--restart-policy", "none").lower()
     policy = (found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no"
     starts_again = policy in ("always", "unless-stopped")
     if stated == "none":

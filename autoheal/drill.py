@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autoheal.engine import Engine, EngineError, GoneError
+from autoheal.healthcheck import environment, probe_setting
 from autoheal.incident import Health, Sighting
 
 FAULTS = {
@@ -63,10 +64,12 @@ def drill(
     """
     try:
         before = engine.look(name)
-        env = engine.inspect(name)["Config"].get("Env") or ()
+        config = engine.inspect(name)["Config"]
     except GoneError:
         raise EngineError(f"no such container: {name}") from None
-    if fault == "freeze" and "PROBE_HEAL=restart" in env:
+    test = (config.get("Healthcheck") or {}).get("Test") or ()
+    heal = probe_setting(test, environment(config.get("Env")), "--heal", "off")
+    if fault == "freeze" and heal.lower() == "restart":
         raise EngineError(
             f"{name} has PROBE_HEAL=restart: Docker takes a container that got a signal from it "
             "for one that was stopped by hand, and would not start it again. Freeze the process "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoheal.engine import Engine, EngineError, ForbiddenError
-from autoheal.incident import PROBE_COMMAND
+from autoheal.healthcheck import probe_program
 
 END_SECONDS = 330.0
 """How long the probe may take for it: the longest PROBE_TIMEOUT, and what it takes to end."""
@@ -49,9 +49,3 @@ def end_runner(engine: Engine, container: str, test: Sequence[str]) -> Answer:
     if code not in (_ENDED, _REFUSED):
         raise EngineError(words)
     return Answer(words, ended=code == _ENDED)
-
-
-def probe_program(test: Sequence[str]) -> str:
-    """How a health check calls the probe."""
-    words = " ".join(test).split()
-    return next((word for word in words if word.endswith(PROBE_COMMAND)), PROBE_COMMAND)

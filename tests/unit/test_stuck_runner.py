@@ -11,7 +11,8 @@ from typing import cast
 import pytest
 
 from autoheal.engine import Engine, EngineError, ForbiddenError
-from autoheal.stuck_runner import Answer, end_runner, probe_program
+from autoheal.healthcheck import probe_program
+from autoheal.stuck_runner import Answer, end_runner
 
 TEST = ("CMD", "/probe/bin/ollama-probe", "check", "--timeout", "5")
 
