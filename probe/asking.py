@@ -13,14 +13,15 @@ from probe.memory import Memory
 from probe.observation import Ask, Asked, Dialect, Model, Observation
 from probe.ollama import ApiError, Server
 from probe.plan import (
+    doubt,
     free_slot,
+    is_loading,
     is_suspected,
     is_suspicious,
     keep,
     past_of,
     routine,
     suspicion,
-    waits_in_vain,
 )
 from probe.settings import Settings
 
@@ -41,9 +42,17 @@ class Asking:
         settings, memory, models = self._settings, self._memory, observation.models
         asked: dict[str, tuple[Asked, ...]] = {}
         now = time.monotonic()
-        in_vain = waits_in_vain(observation, memory, now)
-        suspected = [m for m in models if is_suspected(m, memory, settings, now, in_vain=in_vain)]
+        in_vain = observation.in_vain_seconds
+        # A request for another model than the one that is loaded would wait, and prove nothing.
+        askable = [m for m in models if m.state != "ready" or not is_loading(observation, memory)]
+        suspected = [m for m in askable if is_suspected(m, memory, settings, now)]
         plans: list[tuple[Model, Ask | None]] = [(m, suspicion(m, settings)) for m in suspected]
+        for model in askable:
+            if model not in suspected and is_suspected(
+                model, memory, settings, now, in_vain=in_vain
+            ):
+                suspected.append(model)
+                plans.append((model, doubt(model, settings)))
         for model in models:
             if model not in suspected:
                 plans.append((model, keep(model, settings, now)))

@@ -69,26 +69,23 @@ def has_clients(port: int, proc: str = "/proc") -> bool | None:
     return None
 
 
-def longest_wait(port: int) -> float | None:
-    """For how many seconds a client of the server has waited for the first byte of an answer.
+def waits(port: int) -> tuple[float, ...]:
+    """For how many seconds each client of the server has waited for the first byte of an answer.
 
     On such a connection something was received after the last that was sent, if any was. On one
     that is idle, or on which an answer is being given, it was not.
 
     Returns:
-        0 where none waits; None where the kernel does not tell.
+        Of those who wait; empty where the kernel does not tell.
     """
-    try:
-        found = [info for family in _FAMILIES for info in _tcp_infos(family, port)]
-    except (OSError, struct.error):
-        return None
-    waits = []
-    for info in found:
-        since_sent, since_received = _AGES.unpack_from(info, _AGES_AT)
-        sent_bytes, received_bytes = _BYTES.unpack_from(info, _BYTES_AT)
-        if received_bytes and (not sent_bytes or since_received < since_sent):
-            waits.append(since_received / 1e3)
-    return max(waits, default=0.0)
+    found = []
+    with suppress(OSError, struct.error):
+        for info in (info for family in _FAMILIES for info in _tcp_infos(family, port)):
+            since_sent, since_received = _AGES.unpack_from(info, _AGES_AT)
+            acknowledged_bytes, received_bytes = _BYTES.unpack_from(info, _BYTES_AT)
+            if received_bytes and (not acknowledged_bytes or since_received < since_sent):
+                found.append(since_received / 1e3)
+    return tuple(found)
 
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -96,8 +93,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 def _tcp_infos(family: int, port: int) -> Iterator[bytes]:
     """The kernel's `tcp_info` of every connection that has this port here."""
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-    with socket.socket(socket.AF_NETLINK, kind, _SOCK_DIAG) as kernel:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
         kernel.settimeout(_DIAG_SECONDS)
         wanted = struct.pack("=BBBxI", family, _TCP, 1 << (_INFO - 1), 1 << _STATE_ESTABLISHED)
         request = wanted + struct.pack("!H", port) + bytes(46)

@@ -47,11 +47,11 @@ def heal(
         words = refusal or "its server is not there"
         return _with(verdict, memory, f"PROBE_HEAL=restart: {words}", verdict.remedy)
     identity = f"{pid}/{start}"
-    if memory.server_ended == identity:
-        return _again(verdict, memory, pid, start, now)
     if not restart_is_due(memory, settings, now):
         words = "its server is ended if the next checks find this as well (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
+    if memory.server_ended == identity:
+        return _again(verdict, memory, pid, start, now)
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
     if not memory.proven and age < settings.load_timeout:
         words = (
@@ -61,16 +61,18 @@ def heal(
         return _with(verdict, memory, words, Remedy.NONE)
     restarts = Restarts(settings.cache_dir)
     if (spent := restarts.spent(now)) is not None:
-        words = f"its server was ended {spent}, which did not help"
+        words = f"its server was ended {spent}, as often as it may be (PROBE_HEAL)"
         return _with(verdict, memory, words, verdict.remedy)
     if restarts.problem is None and (wait := restarts.wait(now)):
         words = f"its server is ended again in {wait:.0f} s if this goes on (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
     ended = replace(memory, server_ended=identity, server_ended_at=now, server_killed_at=None)
-    if not save(ended) or not restarts.note(now):
+    if not restarts.note(now) or not save(ended):
         words = f"nothing is ended: {restarts.problem or 'no check could know of it afterwards'}"
         return _with(verdict, memory, f"PROBE_HEAL=restart: {words}", verdict.remedy)
-    send(pid, start, signal.SIGTERM)
+    if send(pid, start, signal.SIGTERM) == "denied":
+        words = f"PROBE_HEAL=restart: user {os.geteuid()} may not end the server"
+        return _with(verdict, memory, words, verdict.remedy)
     send(pid, start, signal.SIGCONT)  # one that is stopped takes no signal before
     words = "its server was asked to end, for Docker to start it again (PROBE_HEAL)"
     return _with(verdict, ended, words, Remedy.NONE)

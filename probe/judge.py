@@ -15,7 +15,7 @@ from probe.healing import culprit, restart_checks, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
-from probe.plan import BUSY_SECONDS, WAIT_SECONDS, is_required, past_of
+from probe.plan import BUSY_SECONDS, is_required, past_of
 from probe.report import Reading, Reason, Remedy, Verdict, short_time, unhealthy
 from probe.settings import Settings
 
@@ -77,6 +77,8 @@ def judge(
         memory = with_suspect(memory, suspect, now, certain=verdict.certain)
         memory = replace(memory, restart_checks=restart_checks(verdict, past))
         verdict, memory = retries.counted(verdict, past, memory, settings, now)
+    if verdict.healthy:
+        memory = replace(memory, server_ended="")
     answered = observation.api_error is None
     if answered and verdict.healthy and verdict.reason is not Reason.LOADING:
         memory = replace(memory, proven=True)
@@ -278,8 +280,8 @@ def _healthy(
         "models_bytes": sum(model.row.size_bytes for model in observation.models),
         "models_vram_bytes": observation.claimed_bytes,
     }
-    if observation.waiting_seconds >= WAIT_SECONDS:
-        readings["user_waits_seconds"] = round(observation.waiting_seconds, 1)
+    if observation.in_vain_seconds:
+        readings["user_waits_seconds"] = round(observation.in_vain_seconds, 1)
     nobody = max(silence.nobody_seconds(model, memory, now) for model in observation.models)
     readings |= {"nobody_seconds": round(nobody)} if nobody else {}
     reason = Reason.IDLE if all(model.gone for model in observation.models) else Reason.READY

@@ -16,9 +16,9 @@ from probe.plan import (
     progress_of,
     same_model,
     shape_of,
+    stands_still,
     suspicion,
     users_got_tokens,
-    waits_in_vain,
     was_calm,
 )
 from probe.report import Verdict
@@ -108,19 +108,24 @@ def _model(
 ) -> ModelMemory:
     asked = observation.asked.get(model.row.key, ())
     past = past_of(model, memory)
+    doubts = observation.in_vain_seconds or stands_still(model, memory, now)
+    doubted_at = now if asked and doubts else None
     if model.gone and model.row.key in memory.models:
         return memory.models[model.row.key]  # so that it is known to be gone at the next check
     if observation.no_time and past is not None:
         silent_since = _silent_since(model, asked, past, memory, settings, now, no_time=True)
-        nobodys = () if observation.clients else past.nobodys
-        return replace(past, silent_since=silent_since, nobodys=nobodys)
+        return replace(
+            past,
+            silent_since=silent_since,
+            nobodys=() if observation.clients else past.nobodys,
+            doubted_at=doubted_at or past.doubted_at,
+        )
     row = next((one.row for one in reversed(asked) if one.row is not None), model.row)
     runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
     slots = next(
         (one.slots for one in reversed(asked) if one.slots is not None),
         model.health.slots if model.health else None,
     )
-    in_vain = waits_in_vain(observation, memory, now)
     fresh = ModelMemory(vram_percent=0.0, room_bytes=_room(model, observation, memory))
     return replace(
         past or fresh,
@@ -140,7 +145,7 @@ def _model(
         cpu_seconds=runner.cpu_seconds if runner else None,
         # While it loads the server asks a runner how far it is, and its answers are no tokens.
         writes=runner.writes if runner and model.state != "loading" else None,
-        doubted_at=now if asked and in_vain else (past or fresh).doubted_at,
+        doubted_at=doubted_at or (past or fresh).doubted_at,
         silent_since=_silent_since(model, asked, past, memory, settings, now),
         held_since=None,
         slow_checks=_slow_checks(model, asked, observation, memory, settings, now),

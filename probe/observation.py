@@ -363,7 +363,7 @@ class Observation:
         strays: how many runners serve no loaded model.
         unending: processes of this container that were killed and have not ended.
         clients: whether anybody but us is connected to the server; None: nobody looked.
-        waiting_seconds: for how long a user has waited for the first byte of an answer.
+        in_vain_seconds: for how long a user waits for an answer while no model does anything.
         missing: required models that are not loaded, with whether each is on the server: `yes`,
             `no`, or run in the `cloud`.
         load: the required model that was asked for, and how the request ended; None: none was.
@@ -385,7 +385,7 @@ class Observation:
     strays: int = 0
     unending: tuple[Unending, ...] = ()
     clients: bool | None = None
-    waiting_seconds: float = 0.0
+    in_vain_seconds: float = 0.0
     missing: dict[str, str] = field(default_factory=dict)
     load: tuple[str, Answer] | None = None
     load_runner: str = ""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from probe import nvml, runners
 from probe.asking import Asking
-from probe.connections import calls_others, has_clients, longest_wait
+from probe.connections import calls_others, has_clients, waits
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.gpu_reading import GpuFault
 from probe.judge import gpu_wanted
@@ -25,7 +25,7 @@ from probe.observation import (
     RunnerHealth,
 )
 from probe.ollama import ApiError, Server, SilenceError
-from probe.plan import WAIT_SECONDS, same_model
+from probe.plan import in_vain_seconds, same_model
 from probe.processes import all_visible
 from probe.settings import Settings
 
@@ -118,11 +118,12 @@ class _Check:
         observation = Observation(
             models=models,
             clients=has_clients(port) if works and self._settings.is_local else None,
-            waiting_seconds=self._waiting() if models and settings.is_local else 0.0,
             loading=loading,
             strays=len(others) - len(loading),
             version=version,
         )
+        if models and settings.is_local:
+            observation = replace(observation, in_vain_seconds=self._in_vain(observation))
         present = [model.row.name for model in models if not model.gone]
         names = [m for m in settings.models if not any(same_model(m, row) for row in present)]
         try:
@@ -212,10 +213,11 @@ class _Check:
         runner = replace(runner, command=replace(runner.command, embedding=embeds))
         return replace(model, clamped=clamped, runner=runner), runner
 
-    def _waiting(self) -> float:
-        """For how long a user has waited; 0 where it may be for an answer from elsewhere."""
-        port, seconds = self._settings.port, longest_wait(self._settings.port) or 0.0
-        if seconds < WAIT_SECONDS:
+    def _in_vain(self, observation: Observation) -> float:
+        """For how long a user waits in vain; 0 where it may be for an answer from elsewhere."""
+        port, now = self._settings.port, time.monotonic()
+        seconds = in_vain_seconds(waits(port), observation, self._memory, now)
+        if not seconds:
             return 0.0
         server = self._server_pid or runners.server_pid(port)
         return 0.0 if server is None or calls_others(server, port) else seconds

@@ -5,6 +5,9 @@ Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, Model, Observation, Runner, Slot
 from probe.settings import Settings
@@ -77,17 +80,20 @@ def _always(model: Model, tokens: int) -> Ask:
 
 
 def is_suspected(
-    model: Model, memory: Memory, settings: Settings, now: float, *, in_vain: bool = False
+    model: Model, memory: Memory, settings: Settings, now: float, *, in_vain: float = 0.0
 ) -> bool:
     """Whether something seems to be wrong with a model, so that a token of ours may cost a user.
 
-    Its runner is silent and does no work, or does some for too long; or it has left a request of
-    ours unanswered, and nothing has been heard from it since; or users wait `in_vain`.
+    Its runner is silent and does no work, or does some for too long, or stands still in the middle
+    of some; or it has left a request of ours unanswered, and nothing has been heard from it since;
+    or a user has waited `in_vain` for so many seconds, and came after the last of whom that was
+    said.
     """
     past = past_of(model, memory)
-    if in_vain and model.state == "ready" and past is not None:
-        doubted_at = past.doubted_at
-        if doubted_at is None or now - doubted_at >= DOUBT_SECONDS:
+    stands = stands_still(model, memory, now)
+    if (stands or in_vain) and model.state == "ready" and past is not None:
+        doubted_at = -math.inf if past.doubted_at is None else past.doubted_at
+        if now - doubted_at >= max(DOUBT_SECONDS, in_vain):
             return True
     silent_since = past.silent_since if past else None
     if model.state == "silent":
@@ -102,11 +108,42 @@ def is_suspected(
     )
 
 
-def waits_in_vain(observation: Observation, memory: Memory, now: float) -> bool:
-    """Whether a user waits for an answer, while no model does anything and none is loaded."""
-    if observation.waiting_seconds < WAIT_SECONDS or memory.load or observation.loading:
+def in_vain_seconds(
+    waits: tuple[float, ...], observation: Observation, memory: Memory, now: float
+) -> float:
+    """For how long a user has waited while no model does anything, and none is being loaded.
+
+    Of several it is the one who came last, of those who have waited for long enough.
+
+    Args:
+        waits: of all users, in seconds.
+        observation: what was read.
+        memory: what the checks before left.
+        now: seconds of the monotonic clock.
+    """
+    # Up to 0.29 a process that serves no model may be one that loads it.
+    if is_loading(observation, memory) or observation.strays:
+        return 0.0
+    if not all(was_calm(model, memory, now) for model in observation.models):
+        return 0.0
+    return min((one for one in waits if one >= WAIT_SECONDS), default=0.0)
+
+
+def is_loading(observation: Observation, memory: Memory) -> bool:
+    """Whether a model is being loaded, for which requests for others may have to wait."""
+    states = [model.state for model in observation.models]
+    return bool(memory.load or observation.loading or "loading" in states)
+
+
+def stands_still(model: Model, memory: Memory, now: float) -> bool:
+    """Whether a request is being served and nothing has come of it since the last check.
+
+    Today's `llama-server` answers for its slots while the call hangs that computes.
+    """
+    past, slots = past_of(model, memory), (model.health and model.health.slots) or ()
+    if past is None or not _ran_little(model, memory, now):
         return False
-    return all(was_calm(model, memory, now) for model in observation.models)
+    return any(slot.is_processing and progress_of(slot) in (past.tokens or ()) for slot in slots)
 
 
 def is_suspicious(answer: Answer) -> bool:
@@ -136,6 +173,17 @@ def suspicion(model: Model, settings: Settings) -> Ask | None:
 def crashes(model: Model, memory: Memory) -> bool:
     """Whether requests of ours, several in a row, have ended the runners of a model."""
     return memory.crashes.get(model.row.key, (0, 0.0))[0] >= CRASHES
+
+
+def doubt(model: Model, settings: Settings) -> Ask | None:
+    """What is asked of a model while a user waits in vain.
+
+    Since 0.30 its runner has shown that it works, so what may hang is the way through the server: a
+    request for no token goes that way, and takes no conversation's place in the prompt cache.
+    """
+    ask = suspicion(model, settings)
+    is_llama = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
+    return replace(ask, tokens=0) if ask and is_llama and not _is_processing(model) else ask
 
 
 def _is_mlx(model: Model) -> bool:
@@ -301,11 +349,15 @@ def was_calm(model: Model, memory: Memory, now: float) -> bool:
 
     Beside users' work a token takes longer, and that is no fault.
     """
+    return _ran_little(model, memory, now) and not _is_processing(model)
+
+
+def _ran_little(model: Model, memory: Memory, now: float) -> bool:
     past, seconds = past_of(model, memory), now - (memory.checked_at or now)
     if past is None or past.runnable_seconds is None or model.runner is None:
         return False
     ran = model.runner.runnable_seconds - past.runnable_seconds
-    return ran <= max(WORK_SHARE * seconds, CALM_SECONDS) and not _is_processing(model)
+    return ran <= max(WORK_SHARE * seconds, CALM_SECONDS)
 
 
 def _is_processing(model: Model) -> bool:

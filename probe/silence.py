@@ -15,6 +15,7 @@ from probe.plan import (
     WORK_SHARE,
     busy_timeout,
     crashes,
+    is_loading,
     is_required,
     nobody_timeout,
     suspicion,
@@ -72,6 +73,8 @@ def of(
     if model.state != "silent" and any(other.state == "silent" for other in others):
         # Up to 0.29 the server begins nothing while it waits for one runner to end.
         yield _busy(first, f"{what}; its runner answers, another model's does not", readings)
+    elif model.state == "ready" and is_loading(observation, memory):
+        yield _busy(first, f"{what}; another model is being loaded", readings)
     elif full or served or _works(model, observation, waited, ran):
         longest = busy_timeout(model, settings)
         if silent_for > longest and proves:
@@ -257,6 +260,20 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
     return ran is not None and ran < IDLE_SHARE * waited and now <= observation.ends_at
 
 
+def _may_wait_for_its_gpu(model: Model) -> bool:
+    """Whether a runner that answers may be in a long batch, of which nothing but its GPU shows.
+
+    Since 0.30 one that answers is in none, unless one of its slots works.
+    """
+    slots = (model.health.slots if model.health else None) or ()
+    if model.runner is None or (
+        model.runner.command.dialect is Dialect.LLAMA_SERVER
+        and not any(slot.is_processing for slot in slots)
+    ):
+        return False
+    return model.state == "ready" and model.row.size_vram_bytes > 0
+
+
 def _works(
     model: Model, observation: Observation, waited: float, runnable_seconds: float | None
 ) -> bool:
@@ -264,7 +281,7 @@ def _works(
     if runnable_seconds is not None:
         if runnable_seconds >= WORK_SHARE * waited:
             return True
-        if runnable_seconds < IDLE_SHARE * waited:
+        if runnable_seconds < IDLE_SHARE * waited and not _may_wait_for_its_gpu(model):
             return False
     devices = observation.gpu.devices if observation.gpu else ()
     use = [device.utilization_percent for device in devices]

@@ -24,9 +24,8 @@ _TRACE_EXIT = 0x40
 _EVENT_EXIT, _EVENT_STOP = 6, 128
 _ALL_CHILDREN = 0x40000000  # __WALL
 
-_WORK_SECONDS = 0.5
-_WORK_SHARE = 0.2
-"""Threads that have run for more than this share of what the busiest one has are at work."""
+_WORK_SECONDS, _WORK_TICKS = 0.5, 5
+"""A thread that has run for so many clock ticks in this time is at work."""
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -70,16 +69,21 @@ def _ptrace(request: int, thread: int, data: int) -> None:
 
 
 def _hang(pid: int) -> None:
-    before = _ran(pid)
-    time.sleep(_WORK_SECONDS)
-    ran = {thread: ticks - before.get(thread, 0) for thread, ticks in _ran(pid).items()}
-    for thread, ticks in ran.items():
-        if ticks > _WORK_SHARE * max(ran.values()):
+    while workers := _at_work(pid):  # those that wait for one that hangs may spin
+        for thread in workers:
             _ptrace(_SEIZE, thread, 0)
             _ptrace(_INTERRUPT, thread, 0)
             os.waitpid(thread, _ALL_CHILDREN)
     print("begun", flush=True)
-    signal.pause()
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, _ALL_CHILDREN)  # a thread that is killed has ended only then
+
+
+def _at_work(pid: int) -> list[int]:
+    before = _ran(pid)
+    time.sleep(_WORK_SECONDS)
+    return [one for one, ticks in _ran(pid).items() if ticks - before.get(one, 0) >= _WORK_TICKS]
 
 
 def _ran(pid: int) -> dict[int, int]:

@@ -151,13 +151,14 @@ class Ollama(Workload):
     @contextmanager
     def user(self, model: str, patience: float) -> Iterator[None]:
         """A user who asks, gives up after some seconds, and asks again, until this ends."""
-        over = threading.Event()
+        url, over = f"{self.url}/api/generate", threading.Event()
 
         def ask() -> None:
-            body = {"model": model, "prompt": "a b c", "stream": False}
+            options = {"num_predict": 1, "num_ctx": 2048}
+            body = {"model": model, "prompt": "a b c", "stream": False, "options": options}
             while not over.is_set():
                 with suppress(httpx.HTTPError):
-                    httpx.post(f"{self.url}/api/generate", json=body, timeout=patience)
+                    httpx.post(url, json=body, timeout=patience)
 
         threading.Thread(target=ask, daemon=True).start()
         yield

@@ -101,22 +101,25 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
         assert runner.pids(server) == [hung]
 
 
+# With a small model the threads at work in a `llama-server` are those that send its tokens.
+@pytest.mark.parametrize(("begin", "model"), [("unchecked", "tiny"), ("unchecked_twin", "big")])
 @pytest.mark.parametrize("patience", [8.0, LONG_SECONDS], ids=["give up", "wait"])
 def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
-    start_unchecked: Start, patience: float
+    request: pytest.FixtureRequest, begin: str, model: str, patience: float
 ) -> None:
     """The commonest hang: the rest of the process goes on, and so does everything else."""
-    server = start_unchecked(TIME_TO_ASK)
-    with server.endless_request("tiny"):
+    server = request.getfixturevalue(begin)(TIME_TO_ASK)
+    server.generate(model, num_ctx=2048)
+    with server.endless_request(model):
         [pid] = runner.pids(server)
         server.check()
-        with hung(pid), server.user("tiny", scaled(patience)):
+        with hung(pid), server.user(model, scaled(patience)):
             assert runner.ask(pid, "/health")[0] == 200
             verdict = server.check_until(is_stalled)[-1]
             assert verdict.remedy is Remedy.RUNNER
             outcome = end_runner(server)
             assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
-    assert "response" in server.generate("tiny")
+    assert "response" in server.generate(model, num_ctx=2048)
 
 
 def test_work_for_nobody_is_ended_and_never_while_a_user_is_connected(

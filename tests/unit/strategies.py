@@ -215,7 +215,7 @@ observations = st.builds(
     began_at=moments,
     clock=st.floats(0, 2e9),
     gpu=maybe | gpus,
-    waiting_seconds=st.floats(0, 900),
+    in_vain_seconds=st.floats(0, 900),
     api_error=maybe | texts,
     held_by=st.lists(models, max_size=2).map(tuple),
     no_time=st.sampled_from(("", "to ask")),

@@ -24,6 +24,7 @@ from tests.unit.rows import (
     HANGS,
     INVISIBLE,
     KEPT,
+    LOADING,
     NEVER,
     NOTHING,
     NOW,
@@ -61,6 +62,7 @@ BY_RUNNER = asked(TO_RUNNER, NOTHING)
 ASKED_BOTH = (BY_RUNNER, UNANSWERED)
 WORKED = (asked(TO_SERVER, NOTHING, 5.0),)
 GONE = model(runner=None, health=None, gone=True)
+SERVES = model(health=slots(Slot(0, is_processing=True, task=5)))
 HIDDEN_HANGS = replace(HANGS, runner=ENGINE)
 
 
@@ -107,7 +109,10 @@ def silent_for(seconds: float) -> Memory:
         (check(HIDDEN_HANGS), silent_for(21), ANY, "stalled", False),
         (check(HANGS), silent_for(21), NEVER, "stalled", False),
         (check(model(runner=ENGINE), to=(BY_RUNNER,)), silent_for(19), ANY, "busy", True),
-        (check(model(runner=ENGINE), to=(BY_RUNNER,)), silent_for(21), ANY, "stalled", False),
+        (
+            check(model(runner=ENGINE), to=(BY_RUNNER,), gpu=GPU),
+            *(silent_for(21), ANY, "stalled", False),
+        ),
         (check(replace(WORKS, runner=ENGINE)), silent_for(599), ANY, "busy", True),
         (check(replace(WORKS, runner=ENGINE)), silent_for(601), ANY, "stalled", False),
         # busy: work is being done, and not for ever
@@ -141,6 +146,20 @@ def silent_for(seconds: float) -> Memory:
         (check(model(ON_CPU), to=WORKED), silent_for(3601), ANY, "stalled", False),
         (check(model(HALF), to=WORKED), silent_for(601), ANY, "stalled", False),
         (check(model(ON_CPU), to=WORKED), silent_for(61), BUSY_FOR_60, "stalled", False),
+        # while another model is loaded, requests for this one wait behind that
+        (
+            check(model(), to=(UNANSWERED,), loading=((OTHER_RUNNER, LOADING),)),
+            *(silent_for(60), ANY, "loading", True),
+        ),
+        # up to 0.29 a runner that answers may be in a long batch: only its GPU shows
+        (check(model(runner=OLD), to=(UNANSWERED,), gpu=BUSY_GPU), PROVEN, ANY, "busy", True),
+        (check(model(runner=OLD), to=(UNANSWERED,)), PROVEN, ANY, "busy", True),
+        (check(model(runner=OLD), to=(UNANSWERED,)), silent_for(601), ANY, "stalled", False),
+        (check(model(runner=OLD), to=(UNANSWERED,), gpu=GPU), PROVEN, ANY, "stalled", False),
+        (check(model(ON_CPU, runner=OLD), to=(UNANSWERED,)), PROVEN, ANY, "stalled", False),
+        # ... and since 0.30 one of which a slot works
+        (check(SERVES, to=(UNANSWERED,), gpu=BUSY_GPU), PROVEN, ANY, "busy", True),
+        (check(SERVES, to=(UNANSWERED,), gpu=GPU), PROVEN, ANY, "stalled", False),
         # a full queue is busy, and not for ever either
         (answer(FULL), PROVEN, ANY, "busy", True),
         (answer(FULL), silent_for(599), ANY, "busy", True),

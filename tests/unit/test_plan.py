@@ -9,7 +9,9 @@ import pytest
 from probe.memory import Load, Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Observation, Slot
 from probe.plan import (
+    doubt,
     free_slot,
+    in_vain_seconds,
     is_required,
     is_suspected,
     is_suspicious,
@@ -19,7 +21,6 @@ from probe.plan import (
     same_model,
     suspicion,
     users_got_tokens,
-    waits_in_vain,
 )
 from probe.settings import Settings
 from tests.unit.rows import (
@@ -179,42 +180,84 @@ CALM = past(runnable_seconds=50.0)
 
 
 @pytest.mark.parametrize(
-    ("observation", "memory", "in_vain"),
+    ("waits", "observation", "memory", "seconds"),
     [
-        (check(model(), waiting_seconds=6.0), CALM, True),
-        (check(model(), OTHER, waiting_seconds=6.0), CALM, False),  # nobody knows what it did
-        (check(model(), waiting_seconds=4.0), CALM, False),
-        # a model works, or is loaded
-        (check(model(), waiting_seconds=6.0), past(runnable_seconds=48.0), False),
-        (check(model(runner=OTHER_RUNNER), waiting_seconds=6.0), CALM, False),
-        (check(model(), waiting_seconds=6.0), replace(CALM, load=Load("tiny")), False),
-        (
-            check(model(), waiting_seconds=6.0, loading=((OTHER_RUNNER, LOADING),)),
-            *(CALM, False),
-        ),
+        ((6.0,), check(model()), CALM, 6.0),
+        ((4.0,), check(model()), CALM, 0.0),
+        ((), check(model()), CALM, 0.0),
+        ((900.0, 6.0, 4.0), check(model()), CALM, 6.0),  # the last of them who has waited
+        ((6.0,), check(model(), GONE), CALM, 0.0),
+        # nobody knows what the other one did, or it works
+        ((6.0,), check(model(), OTHER), CALM, 0.0),
+        ((6.0,), check(model()), past(runnable_seconds=48.0), 0.0),
+        ((6.0,), check(model(runner=OTHER_RUNNER)), CALM, 0.0),
+        # a model is loaded, or may be
+        ((6.0,), check(model()), replace(CALM, load=Load("tiny")), 0.0),
+        ((6.0,), check(model(), loading=((OTHER_RUNNER, LOADING),)), CALM, 0.0),
+        ((6.0,), check(model(), strays=1), CALM, 0.0),
     ],
 )
 def test_a_user_waits_in_vain_while_no_model_does_anything(
-    observation: Observation, memory: Memory, in_vain: bool
+    waits: tuple[float, ...], observation: Observation, memory: Memory, seconds: float
 ) -> None:
-    assert waits_in_vain(observation, memory, NOW) is in_vain
+    assert in_vain_seconds(waits, observation, memory, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("one", "memory", "seconds", "suspected"),
+    [
+        (model(), PROVEN, 6.0, True),
+        (model(), PROVEN, 0.0, False),
+        (model(), past(doubted_at=NOW - 599), 6.0, False),
+        (model(), past(doubted_at=NOW - 601), 6.0, True),
+        # the same one waits, for something else than this model, which has answered since
+        (model(), past(doubted_at=NOW - 601), 602.0, False),
+        (model(health=LOADING), PROVEN, 6.0, False),
+        (GONE, PROVEN, 6.0, False),
+    ],
+)
+def test_a_model_is_suspected_while_a_user_waits_in_vain_and_then_left_in_peace(
+    one: Model, memory: Memory, seconds: float, suspected: bool
+) -> None:
+    """A request of ours may cost another user."""
+    assert is_suspected(one, memory, ANY, NOW, in_vain=seconds) is suspected
+
+
+HALFWAY = model(health=slots(Slot(0, is_processing=True, task=5, decoded_tokens=40)))
 
 
 @pytest.mark.parametrize(
     ("one", "memory", "suspected"),
     [
-        (model(), PROVEN, True),
-        (model(), past(doubted_at=NOW - 599), False),
-        (model(), past(doubted_at=NOW - 601), True),
-        (model(health=LOADING), PROVEN, False),
-        (GONE, PROVEN, False),
+        (HALFWAY, past(tokens=((0, 5, 40),)), True),
+        (HALFWAY, past(tokens=((0, 5, 39),)), False),  # it gives tokens
+        (HALFWAY, past(tokens=((0, 4, 40),)), False),  # another request's
+        (HALFWAY, past(tokens=((0, 5, 40),), runnable_seconds=48.0), False),  # it works
+        (HALFWAY, past(tokens=((0, 5, 40),), doubted_at=NOW - 60), False),  # it has answered then
+        (HALFWAY, past(), False),
+        (HALFWAY, FIRST, False),
+        (model(health=slots(OURS)), past(tokens=((0, 5, -1),)), False),
     ],
 )
-def test_a_model_is_suspected_while_users_wait_in_vain_and_then_left_in_peace_for_a_while(
+def test_a_model_is_suspected_that_stands_still_in_the_middle_of_an_answer(
     one: Model, memory: Memory, suspected: bool
 ) -> None:
-    """A token of ours may take a conversation out of its cache."""
-    assert is_suspected(one, memory, ANY, NOW, in_vain=True) is suspected
+    """Today's llama-server answers for its slots while the call hangs that computes."""
+    assert is_suspected(one, memory, ANY, NOW) is suspected
+
+
+@pytest.mark.parametrize(
+    ("one", "ask"),
+    [
+        # it takes no place in the prompt cache; that the runner works is known
+        (model(), Ask("server", tokens=0, options=OPTIONS)),
+        (model(runner=OLD), Ask("server", options=OPTIONS)),
+        (model(runner=ENGINE), Ask("runner")),
+        (INVISIBLE, None),
+    ],
+)
+def test_what_is_asked_for_a_user_who_waits_is_what_may_hang(one: Model, ask: Ask | None) -> None:
+    assert doubt(one, ANY) == ask
 
 
 @pytest.mark.parametrize(
