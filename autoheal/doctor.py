@@ -24,6 +24,9 @@ from probe.settings import SERVE_KNOBS
 
 OLDEST_API = (1, 41)
 
+STARTS_AGAIN = ("always", "unless-stopped")
+"""Restart policies with which Docker starts a container whose first process has exited with 0."""
+
 _LABELS = "autoheal."
 
 _NOBODY = "autoheal-doctor-asks-for-nobody"
@@ -278,13 +281,13 @@ def _ending(
         return
     stated = probe_setting(test, env, "--restart-policy", "none").lower()
     policy = (found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no"
-    starts_again = policy in ("always", "unless-stopped")
-    if stated == "none":
+    starts_again = policy in STARTS_AGAIN
+    if stated not in STARTS_AGAIN:
         wanted = policy if starts_again else "unless-stopped, and give it that policy (restart:)"
         yield Finding(
             "warning",
-            f"{name} has PROBE_HEAL=restart, and its checks do not know its restart policy: they "
-            "end no server",
+            f"{name} has PROBE_HEAL=restart and PROBE_RESTART_POLICY={stated}: its checks end no "
+            "server",
             f"set PROBE_RESTART_POLICY={wanted}",
         )
     elif not starts_again:

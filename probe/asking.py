@@ -15,7 +15,6 @@ from probe.ollama import ApiError, Server
 from probe.plan import (
     doubt,
     free_slot,
-    is_loading,
     is_suspected,
     is_suspicious,
     keep,
@@ -44,7 +43,8 @@ class Asking:
         now = time.monotonic()
         in_vain = observation.in_vain_seconds
         # A request for another model than the one that is loaded would wait, and prove nothing.
-        askable = [m for m in models if m.state != "ready" or not is_loading(observation, memory)]
+        loads = observation.loading or any(model.state == "loading" for model in models)
+        askable = [m for m in models if m.state != "ready" or not loads]
         suspected = [m for m in askable if is_suspected(m, memory, settings, now)]
         plans: list[tuple[Model, Ask | None]] = [(m, suspicion(m, settings)) for m in suspected]
         for model in askable:

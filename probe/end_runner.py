@@ -21,6 +21,7 @@ from probe.healing import (
 )
 from probe.memory import Memory
 from probe.observation import LoadedModel, Model, Observation, Runner
+from probe.plan import progress_of
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
 from probe.settings import Settings
@@ -168,6 +169,9 @@ def _end(
     dry_run: bool,
 ) -> Outcome:
     runner = culprit(verdict, observation, model)
+    if runner is not None and _goes_on(verdict, observation, runner, settings):
+        words = f"no runner has to be ended: it goes on by now ({verdict.message})"
+        return Outcome("refused", words, verdict)
     if runner is not None and _somebody_came(verdict, settings):
         words = f"no runner has to be ended: a client has come ({verdict.message})"
         return Outcome("refused", words, verdict)
@@ -187,6 +191,26 @@ def _end(
         kind: Literal["refused", "failed"] = "refused" if result == "gone" else "failed"
         return Outcome(kind, words, verdict, runner.pid, seen)
     return Outcome("ended", f"{what} was ended: {verdict.message}", verdict, runner.pid, seen)
+
+
+def _goes_on(
+    verdict: Verdict, observation: Observation, runner: Runner, settings: Settings
+) -> bool:
+    """Whether a runner that stood still in the middle of an answer has gone on since the check."""
+    marks = {
+        progress_of(slot)
+        for model in observation.models
+        if model.runner == runner and model.health
+        for slot in model.health.slots or ()
+        if slot.is_processing
+    }
+    if not marks or "nobody_seconds" in verdict.readings:
+        return False
+    from probe.ollama import Server
+
+    health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
+    now = health.slots if health else None
+    return now is not None and not marks <= {progress_of(slot) for slot in now}
 
 
 def _somebody_came(verdict: Verdict, settings: Settings) -> bool:
@@ -225,6 +249,8 @@ def heal(
         return _with(verdict, memory, words, Remedy.RESTART)
     if _somebody_came(verdict, settings):
         return _with(verdict, memory, "a client has come meanwhile", Remedy.NONE)
+    if _goes_on(verdict, observation, runner, settings):
+        return _with(verdict, memory, "its runner goes on by now", Remedy.NONE)
     if not is_due(memory):
         words = f"its runner is ended if {CHECKS} checks in a row find this (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)

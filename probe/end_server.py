@@ -23,6 +23,9 @@ TERM_SECONDS = 10.0
 KILL_SECONDS = 20.0
 """One that was made to end after this has still not: the check cannot end it."""
 
+_START_AGAIN = ("always", "unless-stopped")
+"""Restart policies with which Docker starts a container whose first process has exited with 0."""
+
 _INITS = ("docker-init", "tini", "dumb-init", "catatonit")
 """As the first process of a container, these end when the process that they have started ends."""
 
@@ -44,55 +47,60 @@ def heal(
     now, pid = time.monotonic(), runners.server_pid(settings.port)
     start = int(started(pid) or 0) if pid is not None else 0
     if (refusal := _why_not(settings, memory, pid)) is not None or not pid or not start:
-        words = refusal or "its server is not there"
-        return _with(verdict, memory, f"PROBE_HEAL=restart: {words}", verdict.remedy)
+        words = refusal or f"no Ollama server found on port {settings.port}"
+        return _with(verdict, memory, f"server not ended: {words}", verdict.remedy)
     identity = f"{pid}/{start}"
     if not restart_is_due(memory, settings, now):
-        words = "its server is ended if the next checks find this as well (PROBE_HEAL)"
+        words = "the server will be ended if the next checks find the same (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
     if memory.server_ended == identity:
         return _again(verdict, memory, pid, start, now)
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
     if not memory.proven and age < settings.load_timeout:
         words = (
-            f"its server is ended if this goes on (PROBE_HEAL): it has run for {age:.0f} s, and "
-            f"may take {settings.load_timeout:g} s to begin"
+            f"the server started {age:.0f} s ago, and will not be ended before it has run for "
+            f"{settings.load_timeout:g} s (PROBE_LOAD_TIMEOUT)"
         )
         return _with(verdict, memory, words, Remedy.NONE)
     restarts = Restarts(settings.cache_dir)
     if (spent := restarts.spent(now)) is not None:
-        words = f"its server was ended {spent}, as often as it may be (PROBE_HEAL)"
+        words = f"server not ended: it was ended {spent}, which is the limit"
         return _with(verdict, memory, words, verdict.remedy)
     if restarts.problem is None and (wait := restarts.wait(now)):
-        words = f"its server is ended again in {wait:.0f} s if this goes on (PROBE_HEAL)"
+        words = f"the server will be ended again in {wait:.0f} s if this goes on (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
     ended = replace(memory, server_ended=identity, server_ended_at=now, server_killed_at=None)
     if not restarts.note(now) or not save(ended):
-        words = f"nothing is ended: {restarts.problem or 'no check could know of it afterwards'}"
-        return _with(verdict, memory, f"PROBE_HEAL=restart: {words}", verdict.remedy)
+        words = restarts.problem or "PROBE_STATE_DIR cannot be written"
+        return _with(verdict, memory, f"server not ended: {words}", verdict.remedy)
     if send(pid, start, signal.SIGTERM) == "denied":
-        words = f"PROBE_HEAL=restart: user {os.geteuid()} may not end the server"
+        words = f"server not ended: user {os.geteuid()} may not signal it"
         return _with(verdict, memory, words, verdict.remedy)
     send(pid, start, signal.SIGCONT)  # one that is stopped takes no signal before
-    words = "its server was asked to end, for Docker to start it again (PROBE_HEAL)"
+    words = "sent SIGTERM to the server, so that Docker starts the container again (PROBE_HEAL)"
     return _with(verdict, ended, words, Remedy.NONE)
 
 
 def _why_not(settings: Settings, memory: Memory, pid: int | None) -> str | None:
     """Why the server may not be ended here at all."""
     if settings.restart_policy == "none":
-        return "state this container's restart policy in PROBE_RESTART_POLICY, or it may stay down"
+        return "set PROBE_RESTART_POLICY to this container's restart policy"
+    if settings.restart_policy not in _START_AGAIN:
+        return f"with the restart policy {settings.restart_policy} the container would stay stopped"
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "in Kubernetes a liveness probe does this (`ollama-probe serve`, /livez)"
     if not settings.is_local:
         return "the server is not in this container"
     if all_visible():
-        return "this container has the processes of its host"
+        return "the container uses the host's processes (pid: host)"
     if pid is not None and pid != 1 and not (name_of(1) in _INITS and first_child(1) == pid):
-        return f"the container would not end with its server: its first process is {name_of(1)}"
+        return (
+            f"process 1 is {name_of(1)}, not Ollama: start it with `exec ollama serve`, or set "
+            "`init: true`"
+        )
     if pid is not None and not may_end(pid):
-        return f"user {os.geteuid()} may not end the server"
-    return None if memory.kept else "no check knows of another (PROBE_STATE_DIR)"
+        return f"user {os.geteuid()} may not signal it"
+    return None if memory.kept else "PROBE_STATE_DIR cannot be used"
 
 
 def _again(
@@ -100,16 +108,16 @@ def _again(
 ) -> tuple[Verdict, Memory]:
     """The server was asked to end, and is still there."""
     seconds = now - memory.server_ended_at
-    words, remedy = f"its server was asked to end {seconds:.0f} s ago (PROBE_HEAL)", Remedy.NONE
+    words, remedy = f"sent SIGTERM to the server {seconds:.0f} s ago (PROBE_HEAL)", Remedy.NONE
     if memory.server_killed_at is not None:
         if now - memory.server_killed_at > KILL_SECONDS:
-            words, remedy = f"{words}, and does not: restart the container", verdict.remedy
+            words, remedy = f"{words}; it does not exit: restart the container", verdict.remedy
     elif seconds > TERM_SECONDS:
         # The kernel spares the first process of a container from SIGKILL that comes from within,
         # and not from SIGQUIT, on which a Go program writes down what it does, and ends.
         number = signal.SIGQUIT if pid == 1 else signal.SIGKILL
         send(pid, start, number)
-        words = f"{words}, and was made to now ({number.name})"
+        words = f"{words}; it did not exit, and gets {number.name} now"
         memory = replace(memory, server_killed_at=now)
     return _with(verdict, memory, words, remedy)
 

@@ -12,11 +12,11 @@ from probe.plan import (
     OWN_TOKENS,
     identity,
     is_calm,
+    is_suspected,
     past_of,
     progress_of,
     same_model,
     shape_of,
-    stands_still,
     suspicion,
     users_got_tokens,
     was_calm,
@@ -108,8 +108,9 @@ def _model(
 ) -> ModelMemory:
     asked = observation.asked.get(model.row.key, ())
     past = past_of(model, memory)
-    doubts = observation.in_vain_seconds or stands_still(model, memory, now)
-    doubted_at = now if asked and doubts else None
+    began, in_vain = observation.began_at, observation.in_vain_seconds
+    is_doubted = bool(asked) and is_suspected(model, memory, settings, began, in_vain=in_vain)
+    doubted_at = now if is_doubted else None
     if model.gone and model.row.key in memory.models:
         return memory.models[model.row.key]  # so that it is known to be gone at the next check
     if observation.no_time and past is not None:

@@ -250,7 +250,7 @@ def missing(
         elif observation.load is None or observation.load[0] != name:
             words = f"{name} is not loaded yet{_unheard(name, memory, now)}"
             if _is_in_vain(name, memory):
-                advice = "read its log (`docker logs`) to learn why"
+                advice = "see the server's log (`docker logs`)"
                 yield unhealthy(Reason.MODEL_UNUSABLE, f"{words}; {advice}", **readings)
                 continue
             yield Verdict(memory.proven, Reason.LOADING, words, readings)

@@ -143,7 +143,8 @@ def stands_still(model: Model, memory: Memory, now: float) -> bool:
     past, slots = past_of(model, memory), (model.health and model.health.slots) or ()
     if past is None or not _ran_little(model, memory, now):
         return False
-    return any(slot.is_processing and progress_of(slot) in (past.tokens or ()) for slot in slots)
+    marks = [progress_of(slot) for slot in slots if slot.is_processing]
+    return bool(marks) and all(mark in (past.tokens or ()) for mark in marks)
 
 
 def is_suspicious(answer: Answer) -> bool:
@@ -178,12 +179,14 @@ def crashes(model: Model, memory: Memory) -> bool:
 def doubt(model: Model, settings: Settings) -> Ask | None:
     """What is asked of a model while a user waits in vain.
 
-    Since 0.30 its runner has shown that it works, so what may hang is the way through the server: a
+    Since 0.30 its runner has shown that it works, so what may hang is the server's schedule: a
     request for no token goes that way, and takes no conversation's place in the prompt cache.
     """
     ask = suspicion(model, settings)
     is_llama = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
-    return replace(ask, tokens=0) if ask and is_llama and not _is_processing(model) else ask
+    if ask is None or not is_llama or _is_processing(model):
+        return ask
+    return replace(ask, tokens=0) if ask.via == "server" else None
 
 
 def _is_mlx(model: Model) -> bool:
@@ -356,8 +359,11 @@ def _ran_little(model: Model, memory: Memory, now: float) -> bool:
     past, seconds = past_of(model, memory), now - (memory.checked_at or now)
     if past is None or past.runnable_seconds is None or model.runner is None:
         return False
-    ran = model.runner.runnable_seconds - past.runnable_seconds
-    return ran <= max(WORK_SHARE * seconds, CALM_SECONDS)
+    cpu_before = past.cpu_seconds or 0.0
+    ran = model.runner.cpu_seconds - cpu_before
+    # A thread that has ended has taken along what it had waited for a CPU.
+    queued = max(model.runner.queued_seconds - (past.runnable_seconds - cpu_before), 0.0)
+    return ran + queued <= max(WORK_SHARE * seconds, CALM_SECONDS)
 
 
 def _is_processing(model: Model) -> bool:

@@ -89,7 +89,7 @@ _rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
 _gpu, _gpu_allowed = one_of("auto", "required", "off")
 _generate, _generate_allowed = one_of("auto", "always", "never")
 _heal, _heal_allowed = one_of("off", "runner", "restart")
-_policy, _policy_allowed = one_of("none", "always", "unless-stopped")
+_policy, _policy_allowed = one_of("none", "no", "on-failure", "always", "unless-stopped")
 
 KNOBS: tuple[Knob, ...] = (
     Knob(
@@ -221,8 +221,9 @@ KNOBS: tuple[Knob, ...] = (
         "none",
         _policy,
         _policy_allowed,
-        "The restart policy of this container, which the probe cannot see: with another one the "
-        "container would stay down after PROBE_HEAL=restart has ended its server.",
+        "The restart policy of the container, which cannot read its own. PROBE_HEAL=restart ends "
+        "the server only if this is always or unless-stopped: with any other policy the container "
+        "would stay stopped. none: not stated.",
     ),
     Knob(
         "state_dir",

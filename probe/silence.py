@@ -73,8 +73,12 @@ def of(
     if model.state != "silent" and any(other.state == "silent" for other in others):
         # Up to 0.29 the server begins nothing while it waits for one runner to end.
         yield _busy(first, f"{what}; its runner answers, another model's does not", readings)
-    elif model.state == "ready" and is_loading(observation, memory):
-        yield _busy(first, f"{what}; another model is being loaded", readings)
+    elif (
+        model.state == "ready"
+        and is_loading(observation, memory)
+        and silent_for <= busy_timeout(model, settings)
+    ):
+        yield _busy(first, f"{what}; a model is being loaded", readings)
     elif full or served or _works(model, observation, waited, ran):
         longest = busy_timeout(model, settings)
         if silent_for > longest and proves:
@@ -127,8 +131,8 @@ def for_nobody(
         return None
     name = model.row.name
     words = (
-        f"the runner of {name} has worked for nobody for {seconds:.0f} s, more than {longest:g} s "
-        "(PROBE_NOBODY_TIMEOUT): no client is connected to the server"
+        f"the runner of {name} has worked for {seconds:.0f} s with no client connected to the "
+        f"server, more than {longest:g} s (PROBE_NOBODY_TIMEOUT)"
     )
     readings: dict[str, Reading] = {"model": name, "nobody_seconds": round(seconds)}
     return _stalled(model, [], words, readings, settings)
@@ -146,8 +150,8 @@ def crashed(model: Model, memory: Memory) -> Verdict | None:
         return None
     name, times = model.row.name, memory.crashes[model.row.key][0]
     words = (
-        f"the runner of {name} has ended at each of the last {times} requests for a token: read "
-        "its log (`docker logs`) to learn why"
+        f"the runner of {name} exited at each of the last {times} requests for a token: see the "
+        "server's log (`docker logs`)"
     )
     return Verdict(False, Reason.STALLED, words, {"model": name}, remedy=Remedy.OPERATOR)
 

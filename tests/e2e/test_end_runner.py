@@ -138,7 +138,7 @@ def test_work_for_nobody_is_ended_and_never_while_a_user_is_connected(
             assert end_runner(server)["result"] == "refused"
         assert server.check().healthy  # its time begins anew
         verdict = server.check_until(is_stalled)[-1]
-        assert "no client is connected to the server" in verdict.message
+        assert "with no client connected to the server" in verdict.message
         outcome = end_runner(server)
         assert (outcome["result"], outcome["pid"] is not None) == ("ended", True), outcome
     assert "response" in server.generate("tiny")

@@ -61,7 +61,7 @@ def test_a_server_is_not_ended_where_nobody_has_said_that_it_comes_back(ollama: 
     freeze_server(server)
     server.wait_health("unhealthy", Reason.API_DOWN, LONG_SECONDS)
     server.wait_checks(4, LONG_SECONDS)
-    assert "PROBE_RESTART_POLICY, or it may stay down" in server.lines[-1]
+    assert "server not ended: set PROBE_RESTART_POLICY" in server.lines[-1]
     assert "unhealthy api_down (restart)" in server.lines[-1]
     assert (server.started_at, server.attributes["State"]["Running"]) == (before, True)
 

@@ -49,7 +49,7 @@ def test_a_required_model_that_ends_at_each_of_several_requests_is_stalled_for_a
     verdicts, memory = run(*map(crash, numbers), memory=PROVEN, settings=REQUIRED)
     assert reasons(verdicts) == ["ready", "ready", "stalled"]
     assert verdicts[-1].remedy is Remedy.OPERATOR
-    assert "has ended at each of the last 3 requests" in verdicts[-1].message
+    assert "exited at each of the last 3 requests" in verdicts[-1].message
     # It is asked no more, and stays so until somebody gets a token of it.
     again, memory = judge(listed(40), memory, REQUIRED, NOW + 60)
     assert again.reason is Reason.STALLED
@@ -59,7 +59,7 @@ def test_a_required_model_that_ends_at_each_of_several_requests_is_stalled_for_a
 def test_of_a_model_that_nobody_requires_it_is_a_reading() -> None:
     verdicts, _ = run(*map(crash, range(20, 20 + CRASHES)), memory=PROVEN)
     assert verdicts[-1].healthy
-    assert "has ended at each of the last 3 requests" in str(verdicts[-1].readings["noted"])
+    assert "exited at each of the last 3 requests" in str(verdicts[-1].readings["noted"])
 
 
 def test_crashes_of_an_hour_ago_count_no_more() -> None:

@@ -143,7 +143,9 @@ def test_the_server_is_asked_to_end_once_and_the_remedy_is_none_meanwhile(
     verdict, memory = machine.heal()
     assert machine.sent == [(1, 500, signal.SIGTERM)]
     assert verdict.remedy is Remedy.NONE
-    assert "its server was asked to end, for Docker to start it again" in verdict.message
+    assert (
+        "sent SIGTERM to the server, so that Docker starts the container again" in verdict.message
+    )
     machine.now += 9
     verdict, memory = machine.heal(memory)
     assert (len(machine.sent), verdict.remedy) == (1, Remedy.NONE)
@@ -163,7 +165,7 @@ def test_a_server_that_does_not_end_is_made_to_and_then_left_to_others(
     machine.now += 21
     verdict, memory = machine.heal(memory)
     assert (len(machine.sent), verdict.remedy) == (2, Remedy.RESTART)
-    assert "and does not: restart the container" in verdict.message
+    assert "it does not exit: restart the container" in verdict.message
 
 
 def with_(**fields: object) -> Callable[[Machine], None]:
@@ -184,14 +186,16 @@ def settings(**fields: object) -> Callable[[Machine], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (settings(restart_policy="none"), "in PROBE_RESTART_POLICY, or it may stay down"),
+        (settings(restart_policy="none"), "set PROBE_RESTART_POLICY to this container's"),
+        (settings(restart_policy="no"), "with the restart policy no the container would stay"),
+        (settings(restart_policy="on-failure"), "would stay stopped"),
         (settings(host="http://192.0.2.1:11434"), "the server is not in this container"),
-        (with_(hosts=True), "this container has the processes of its host"),
-        (with_(may=False), f"user {os.geteuid()} may not end the server"),
-        (with_(pid=9, first="sh"), "would not end with its server: its first process is sh"),
-        (with_(pid=10, first="tini"), "its first process is tini"),  # which waits for process 9
-        (with_(pid=None), "its server is not there"),
-        (with_(saves=False), "no check could know of it afterwards"),
+        (with_(hosts=True), "the container uses the host's processes"),
+        (with_(may=False), f"user {os.geteuid()} may not signal it"),
+        (with_(pid=9, first="sh"), "process 1 is sh, not Ollama: start it with `exec"),
+        (with_(pid=10, first="tini"), "process 1 is tini, not Ollama"),  # which waits for process 9
+        (with_(pid=None), "no Ollama server found on port 11434"),
+        (with_(saves=False), "PROBE_STATE_DIR cannot be written"),
     ],
 )
 def test_where_the_container_might_stay_down_or_be_ended_for_ever_its_server_is_not_ended(
@@ -236,14 +240,14 @@ def test_the_server_is_ended_a_few_times_an_hour_after_longer_and_longer_waits(
         machine.now += wait - 1
         if wait:
             verdict, _ = machine.heal()
-            waits.append("is ended again in" in verdict.message)
+            waits.append("will be ended again in" in verdict.message)
         machine.now += 1
         machine.heal()
     assert waits == [True, True]
     assert len(machine.sent) == MOST
     machine.now += 600
     verdict, _ = machine.heal()
-    assert f"was ended {MOST} times within an hour, as often as it may be" in verdict.message
+    assert f"was ended {MOST} times within an hour, which is the limit" in verdict.message
     assert (len(machine.sent), verdict.remedy) == (MOST, Remedy.RESTART)
     machine.now += HOUR
     machine.heal()
@@ -255,7 +259,7 @@ def test_a_fault_that_no_end_helps_against_is_given_up_for_the_day(machine: Mach
         verdict, _ = machine.heal()
         machine.now += DAY / 100
     assert len(machine.sent) == MOST_A_DAY
-    assert f"was ended {MOST_A_DAY} times within a day, as often as it may be" in verdict.message
+    assert f"was ended {MOST_A_DAY} times within a day, which is the limit" in verdict.message
     assert verdict.remedy is Remedy.RESTART
 
 

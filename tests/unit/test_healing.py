@@ -27,7 +27,7 @@ from probe.healing import (
 )
 from probe.judge import judge
 from probe.memory import Memory
-from probe.observation import Dialect, Observation, Runner, Slot
+from probe.observation import Dialect, Observation, Runner, RunnerHealth, Slot
 from probe.processes import started
 from probe.report import Reason, Remedy, Verdict
 from probe.settings import Settings
@@ -118,7 +118,10 @@ IDLE, WORKING = Slot(0, False, 9, 600, 5), Slot(0, True, 9, 600, 5)
         (HUNG, Remedy.RUNNER),
         # its runner answers and has nothing to do: the request waits for something else
         (check(model(health=slots(IDLE)), to=(asked(TO_SERVER, NOTHING),)), Remedy.RESTART),
-        (check(model(health=slots(WORKING)), to=(asked(TO_SERVER, NOTHING),)), Remedy.RUNNER),
+        (
+            check(model(health=slots(WORKING)), to=(asked(TO_SERVER, NOTHING),), gpu=GPU),
+            Remedy.RUNNER,
+        ),
         # nobody knows which process it is
         (check(model(runner=None), to=(asked(TO_SERVER, NOTHING),)), Remedy.RESTART),
     ],
@@ -397,3 +400,38 @@ def test_a_check_ends_nothing_for_another_fault(hung: Runner) -> None:
     verdict = Verdict(False, Reason.CPU_FALLBACK, "on the CPU", remedy=Remedy.RESTART)
     observation = check(model(runner=hung))
     assert heal(ANY, verdict, observation, PROVEN, lambda _: True) == (verdict, PROVEN)
+
+
+STANDS = Slot(0, True, 9, 600, 5)
+
+
+@pytest.mark.parametrize(
+    ("now", "ended"),
+    [
+        ((STANDS,), True),
+        ((STANDS, Slot(1, True, 10)), True),  # our own request came to another slot
+        ((replace(STANDS, decoded_tokens=6),), False),
+        ((replace(STANDS, is_processing=False),), False),
+        (None, True),  # it does not even answer
+    ],
+)
+def test_a_runner_that_goes_on_by_now_is_not_ended(
+    hung: Runner,
+    sleeper: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    now: tuple[Slot, ...] | None,
+    ended: bool,
+) -> None:
+    """It stood still in the middle of an answer, and the question was left unanswered."""
+    health = RunnerHealth("silent") if now is None else RunnerHealth("ready", slots=now)
+    monkeypatch.setattr("probe.ollama.Server.runner_health", lambda *_: health)
+    observation = check(
+        model(health=slots(STANDS), runner=hung), to=(asked(TO_SERVER, NOTHING),), gpu=GPU
+    )
+    memory = PROVEN
+    for _ in range(CHECKS):
+        verdict, memory = judge(observation, memory, ANY, NOW)
+        verdict, memory = heal(ANY, verdict, observation, memory, lambda _: True)
+    assert ("was ended" in verdict.message) is ended, verdict
+    assert verdict.remedy is Remedy.NONE
+    assert (sleeper.poll() is None) is not ended

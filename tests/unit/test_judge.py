@@ -151,6 +151,10 @@ def silent_for(seconds: float) -> Memory:
             check(model(), to=(UNANSWERED,), loading=((OTHER_RUNNER, LOADING),)),
             *(silent_for(60), ANY, "loading", True),
         ),
+        (
+            check(model(), to=(UNANSWERED,), loading=((OTHER_RUNNER, LOADING),)),
+            *(silent_for(601), ANY, "stalled", False),
+        ),
         # up to 0.29 a runner that answers may be in a long batch: only its GPU shows
         (check(model(runner=OLD), to=(UNANSWERED,), gpu=BUSY_GPU), PROVEN, ANY, "busy", True),
         (check(model(runner=OLD), to=(UNANSWERED,)), PROVEN, ANY, "busy", True),

@@ -268,3 +268,23 @@ def test_what_is_remembered_does_not_grow_for_ever() -> None:
 def test_a_check_that_heard_nothing_leaves_everything_as_it_was() -> None:
     nothing = Observation(NOW, no_time="to ask the server", answered=False)
     assert learn(nothing, PROVEN, ANY, NOW) == PROVEN
+
+
+# --- doubts -------------------------------------------------------------------------------
+
+STANDS = model(health=slots(Slot(0, True, 9, 600, 5)))
+STOOD = ((0, 9, 605),)
+
+
+def test_a_doubt_is_remembered_where_it_was_asked_about() -> None:
+    doubted = check(STANDS, to=(asked(TO_SERVER, TOKEN),))
+    assert remembered(doubted, past(tokens=STOOD)).doubted_at == NOW
+
+
+def test_a_request_that_is_about_no_doubt_does_not_put_the_next_one_off() -> None:
+    """Else a required model that is kept at every check would never be asked about."""
+    kept = check(STANDS, to=(asked(Ask("server", tokens=0, keep=True), TOKEN),))
+    memory = past(tokens=STOOD, doubted_at=NOW - 60)
+    assert remembered(kept, memory, REQUIRED).doubted_at == NOW - 60
+    waits = check(model(), to=(ANSWERED,), in_vain_seconds=6.0)
+    assert remembered(waits, past(doubted_at=NOW - 60)).doubted_at == NOW - 60

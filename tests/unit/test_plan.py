@@ -189,7 +189,7 @@ CALM = past(runnable_seconds=50.0)
         ((6.0,), check(model(), GONE), CALM, 0.0),
         # nobody knows what the other one did, or it works
         ((6.0,), check(model(), OTHER), CALM, 0.0),
-        ((6.0,), check(model()), past(runnable_seconds=48.0), 0.0),
+        ((6.0,), check(model()), past(cpu_seconds=48.0), 0.0),
         ((6.0,), check(model(runner=OTHER_RUNNER)), CALM, 0.0),
         # a model is loaded, or may be
         ((6.0,), check(model()), replace(CALM, load=Load("tiny")), 0.0),
@@ -223,6 +223,10 @@ def test_a_model_is_suspected_while_a_user_waits_in_vain_and_then_left_in_peace(
     assert is_suspected(one, memory, ANY, NOW, in_vain=seconds) is suspected
 
 
+TWO_AT_WORK = (
+    Slot(0, is_processing=True, task=5, prompt_tokens=9000),
+    Slot(1, is_processing=True, task=6),
+)
 HALFWAY = model(health=slots(Slot(0, is_processing=True, task=5, decoded_tokens=40)))
 
 
@@ -232,11 +236,19 @@ HALFWAY = model(health=slots(Slot(0, is_processing=True, task=5, decoded_tokens=
         (HALFWAY, past(tokens=((0, 5, 40),)), True),
         (HALFWAY, past(tokens=((0, 5, 39),)), False),  # it gives tokens
         (HALFWAY, past(tokens=((0, 4, 40),)), False),  # another request's
-        (HALFWAY, past(tokens=((0, 5, 40),), runnable_seconds=48.0), False),  # it works
+        (HALFWAY, past(tokens=((0, 5, 40),), cpu_seconds=48.0), False),  # it works
         (HALFWAY, past(tokens=((0, 5, 40),), doubted_at=NOW - 60), False),  # it has answered then
         (HALFWAY, past(), False),
         (HALFWAY, FIRST, False),
         (model(health=slots(OURS)), past(tokens=((0, 5, -1),)), False),
+        # one of its slots waits for the other
+        (
+            model(health=slots(*TWO_AT_WORK)),
+            *(past(tokens=((0, 5, 4000), (1, 6, 0))), False),
+        ),
+        (model(health=slots(*TWO_AT_WORK)), past(tokens=((0, 5, 9000), (1, 6, 0))), True),
+        # a thread that ended has taken along what it had waited
+        (HALFWAY, past(tokens=((0, 5, 40),), runnable_seconds=60.0, cpu_seconds=48.0), False),
     ],
 )
 def test_a_model_is_suspected_that_stands_still_in_the_middle_of_an_answer(
@@ -253,6 +265,8 @@ def test_a_model_is_suspected_that_stands_still_in_the_middle_of_an_answer(
         (model(), Ask("server", tokens=0, options=OPTIONS)),
         (model(runner=OLD), Ask("server", options=OPTIONS)),
         (model(runner=ENGINE), Ask("runner")),
+        (without(options_visible=False), None),
+        (HALFWAY, Ask("server", options=OPTIONS)),
         (INVISIBLE, None),
     ],
 )
