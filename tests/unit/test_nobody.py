@@ -141,6 +141,7 @@ def test_a_client_waits_from_its_request_to_the_first_byte_of_the_answer() -> No
                 assert waits(port) == ()
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_a_client_of_a_server_for_both_families_is_seen() -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         port = server.getsockname()[1]
