@@ -102,7 +102,13 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
 
 
 # With a small model the threads at work in a `llama-server` are those that send its tokens.
-@pytest.mark.parametrize(("begin", "model"), [("unchecked", "tiny"), ("unchecked_twin", "big")])
+@pytest.mark.parametrize(
+    ("begin", "model"),
+    [
+        ("unchecked", "tiny"),
+        pytest.param("unchecked_twin", "big", marks=pytest.mark.more),
+    ],
+)
 @pytest.mark.parametrize("patience", [8.0, LONG_SECONDS], ids=["give up", "wait"])
 def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
     request: pytest.FixtureRequest, begin: str, model: str, patience: float

@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from probe.report import Reason
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS
@@ -37,6 +39,7 @@ def test_a_server_that_hangs_is_ended_by_its_check_and_started_by_docker(
     assert not [line for line in healer.lines if "restarting" in line]
 
 
+@pytest.mark.more
 def test_a_server_whose_runner_was_ended_in_vain_is_ended_then(ollama: Start) -> None:
     """The check ends what is stuck, and only what is left after that is a matter of the server."""
     server = ollama(HEALS, restart_policy=COMES_BACK)
