@@ -20,12 +20,9 @@ from probe.generations import describe, is_known
 from probe.gpus import NEVER_USED
 from probe.setting_names import nearest, retired_names, unknown_names
 from probe.settings import KNOBS as PROBE_KNOBS
-from probe.settings import SERVE_KNOBS
+from probe.settings import SERVE_KNOBS, STARTS_AGAIN
 
 OLDEST_API = (1, 41)
-
-STARTS_AGAIN = ("always", "unless-stopped")
-"""Restart policies with which Docker starts a container whose first process has exited with 0."""
 
 _LABELS = "autoheal."
 
@@ -251,10 +248,8 @@ def _probe_settings(name: str, env: Mapping[str, str]) -> Iterator[Finding]:
 def _counting(name: str, check: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
     """Either the probe counts failing checks, as in its image, or Docker: not both, nor nobody."""
     in_image = env.get("PROBE_RETRIES")
-    by_docker, by_probe = (
-        check.get("Retries") or 3,
-        probe_setting(check["Test"], env, "--retries", "1"),
-    )
+    by_docker = check.get("Retries") or 3
+    by_probe = probe_setting(check["Test"], env, "--retries", "1")
     ours = PROBE_COMMAND in " ".join(check["Test"])
     if ours and by_docker > 1 and by_probe != "1":
         yield Finding(

@@ -64,12 +64,10 @@ def drill(
     """
     try:
         before = engine.look(name)
-        config = engine.inspect(name)["Config"]
+        env = environment(engine.inspect(name)["Config"].get("Env"))
     except GoneError:
         raise EngineError(f"no such container: {name}") from None
-    test = (config.get("Healthcheck") or {}).get("Test") or ()
-    heal = probe_setting(test, environment(config.get("Env")), "--heal", "off")
-    if fault == "freeze" and heal.lower() == "restart":
+    if fault == "freeze" and probe_setting(before.test, env, "--heal", "off").lower() == "restart":
         raise EngineError(
             f"{name} has PROBE_HEAL=restart: Docker takes a container that got a signal from it "
             "for one that was stopped by hand, and would not start it again. Freeze the process "

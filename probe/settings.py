@@ -80,6 +80,11 @@ def ollama_url(text: str) -> str:
     return f"{scheme}://{host}:{default_port if port is None else port}{slash}{path}".rstrip("/")
 
 
+def _auto_or(parse: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A parser for what another one reads, or `auto`, which is None."""
+    return lambda text: None if text.lower() == "auto" else parse(text)
+
+
 _timeout, _timeout_allowed = seconds(1, 300)
 _load, _load_allowed = seconds(10, 86_400)
 _busy, _busy_allowed = seconds(10, 86_400)
@@ -90,6 +95,9 @@ _gpu, _gpu_allowed = one_of("auto", "required", "off")
 _generate, _generate_allowed = one_of("auto", "always", "never")
 _heal, _heal_allowed = one_of("off", "runner", "restart")
 _policy, _policy_allowed = one_of("none", "no", "on-failure", "always", "unless-stopped")
+
+STARTS_AGAIN = ("always", "unless-stopped")
+"""Restart policies with which Docker starts a container whose first process has exited with 0."""
 
 KNOBS: tuple[Knob, ...] = (
     Knob(
@@ -151,7 +159,7 @@ KNOBS: tuple[Knob, ...] = (
         "busy_timeout",
         "PROBE_BUSY_TIMEOUT",
         "auto",
-        lambda text: None if text.lower() == "auto" else _busy(text),
+        _auto_or(_busy),
         f"auto or {_busy_allowed}",
         "How long a server may be too busy to answer the check, with no token for its users "
         "either, before that counts as stalled. auto: 600, and 3600 for a model with nothing in "
@@ -161,7 +169,7 @@ KNOBS: tuple[Knob, ...] = (
         "nobody_timeout",
         "PROBE_NOBODY_TIMEOUT",
         "auto",
-        lambda text: None if text.lower() == "auto" else _busy(text),
+        _auto_or(_busy),
         f"auto or {_busy_allowed}",
         "How long a model may work while no client is connected to the server, before that counts "
         "as stalled: a prompt whose user has gone is often read to its end. Known since Ollama "
@@ -171,7 +179,7 @@ KNOBS: tuple[Knob, ...] = (
         "min_vram",
         "PROBE_MIN_VRAM_PERCENT",
         "auto",
-        lambda text: None if text.lower() == "auto" else _percent(text),
+        _auto_or(_percent),
         "auto or a percentage above 0 and up to 100",
         "How much of a model must be in VRAM where a GPU is there. auto: a model is expected in "
         "VRAM where it was, or would fit.",
