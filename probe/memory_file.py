@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from zlib import crc32
 
 from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad
+from probe.processes import boot_id, started
 from probe.settings import Settings
 
 _LIMIT_BYTES = 1 << 20
@@ -137,15 +138,10 @@ class MemoryFile:
 
     def _save_survivors(self, survivors: dict[str, Any]) -> None:
         """Write the file that survives a restart, as a whole or not at all."""
-        draft = f"{self._surviving}.{os.getpid()}"
         try:
-            with open(draft, "w", encoding="utf-8") as file:
-                json.dump(survivors, file)
-            os.replace(draft, self._surviving)
+            write_whole(self._surviving, survivors)
         except OSError as error:
             self.gpu_problem = str(error)
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
 
     def _open(self, flags: int) -> int:
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -167,12 +163,33 @@ def _about() -> list[str]:
 
 def _life() -> str:
     """The same for all checks between a start of this container and its stop."""
-    with contextlib.suppress(OSError, IndexError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        with open("/proc/1/stat", "rb") as file:
-            return f"{boot}/{file.read().rpartition(b')')[2].split()[19].decode()}"
-    return ""
+    boot, start = boot_id(), started(1)
+    return f"{boot}/{start}" if boot and start else ""
+
+
+def write_whole(path: str, content: object, *, sync: bool = False) -> None:
+    """Write a file of JSON, as a whole or not at all.
+
+    Args:
+        path: of the file.
+        content: plain data.
+        sync: wait until a machine that crashes has it, too.
+
+    Raises:
+        OSError: it could not be written; what was there before is.
+    """
+    draft = f"{path}.{os.getpid()}"
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
 
 
 _hints = functools.cache(get_type_hints)

@@ -50,6 +50,11 @@ def containers_of(pid: int, proc: str = "/proc") -> tuple[str, ...]:
     return tuple(dict.fromkeys(_CONTAINER.findall(read(f"{proc}/{pid}/cgroup"))))
 
 
+def boot_id(proc: str = "/proc") -> str:
+    """What names the time since the machine was started; empty where it cannot be read."""
+    return read(f"{proc}/sys/kernel/random/boot_id").strip()
+
+
 def stat(path: str) -> list[str] | None:
     """The fields of a `stat` file that follow the name: the state, the parent and so on.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 
-from probe.processes import read
+from probe.memory_file import write_whole
+from probe.processes import boot_id, read
 
 _HOUR, _DAY = 3600.0, 86_400.0
 
@@ -33,19 +33,18 @@ class Restarts:
 
     def __init__(self, directory: str, proc: str = "/proc") -> None:
         self.path = os.path.join(directory, f"restarts-{os.geteuid()}.json")
-        self._boot = read(f"{proc}/sys/kernel/random/boot_id").strip()
+        self._boot = boot_id(proc)
         self.problem = _short_lived(directory, proc)
         self.times: tuple[float, ...] = ()
-        with suppress(FileNotFoundError):
-            try:
-                with open(self.path, encoding="utf-8") as file:
-                    content = json.loads(file.read(_LIMIT_BYTES))
-                times = tuple(float(one) for one in content["times"])
-                self.times = times if content["boot"] == self._boot else ()
-            except FileNotFoundError:
-                raise
-            except (OSError, ValueError, TypeError, LookupError) as error:
-                self.problem = f"{self.path} cannot be read: {error}"
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                content = json.loads(file.read(_LIMIT_BYTES))
+            times = tuple(float(one) for one in content["times"])
+            self.times = times if content["boot"] == self._boot else ()
+        except FileNotFoundError:
+            pass  # none was ended yet
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            self.problem = f"{self.path} cannot be read: {error}"
 
     def spent(self, now: float) -> str | None:
         """How often the server was ended, if that is as often as may be; None where it is not."""
@@ -63,17 +62,11 @@ class Restarts:
         """Note one more, and return whether it will be known afterwards."""
         if self.problem is not None:
             return False
-        times, draft = (*self._within(_DAY, now), now), f"{self.path}.{os.getpid()}"
+        times = (*self._within(_DAY, now), now)
         try:
-            with open(draft, "w", encoding="utf-8") as file:
-                json.dump({"boot": self._boot, "times": times}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self.path)
+            write_whole(self.path, {"boot": self._boot, "times": times}, sync=True)
         except OSError as error:
             self.problem = str(error)
-            with suppress(OSError):
-                os.unlink(draft)
             return False
         self.times = times
         return True
