@@ -20,6 +20,7 @@ from probe.plan import (
     keep,
     past_of,
     routine,
+    sees_load,
     suspicion,
 )
 from probe.settings import Settings
@@ -43,7 +44,7 @@ class Asking:
         now = time.monotonic()
         in_vain = observation.in_vain_seconds
         # A request for another model than the one that is loaded would wait, and prove nothing.
-        loads = observation.loading or any(model.state == "loading" for model in models)
+        loads = sees_load(observation)
         askable = [m for m in models if m.state != "ready" or not loads]
         suspected = [m for m in askable if is_suspected(m, memory, settings, now)]
         plans: list[tuple[Model, Ask | None]] = [(m, suspicion(m, settings)) for m in suspected]

@@ -70,25 +70,14 @@ def end(pid: int, start: int) -> Literal["ended", "gone", "denied", "stuck"]:
     return "ended" if _ends(pid, start) else "stuck"
 
 
-def may_end(pid: int) -> bool:
-    """Whether this user may send signals to a process."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return False
-    except ProcessLookupError:
-        pass
-    return True
-
-
-def send(pid: int, start: int, number: signal.Signals) -> Literal["sent", "gone", "denied"]:
+def send(pid: int, start: int, number: int) -> Literal["sent", "gone", "denied"]:
     """Send a signal to a process.
 
     Args:
         pid: its process id.
         start: when it started, in clock ticks since the boot; a process that has its number, and
             started at another time, is another one.
-        number: the signal.
+        number: the signal; 0 only asks whether this user may send one.
 
     Returns:
         `gone`: it had ended before. `denied`: this user may not.

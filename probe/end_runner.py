@@ -18,10 +18,11 @@ from probe.healing import (
     is_spent,
     with_end,
     with_suspect,
+    with_words,
 )
 from probe.memory import Memory
 from probe.observation import LoadedModel, Model, Observation, Runner
-from probe.plan import progress_of
+from probe.plan import progress_of, slots_of
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
 from probe.settings import Settings
@@ -169,16 +170,13 @@ def _end(
     dry_run: bool,
 ) -> Outcome:
     runner = culprit(verdict, observation, model)
-    if runner is not None and _goes_on(verdict, observation, runner, settings):
-        words = f"no runner has to be ended: it goes on by now ({verdict.message})"
-        return Outcome("refused", words, verdict)
-    if runner is not None and _somebody_came(verdict, settings):
-        words = f"no runner has to be ended: a client has come ({verdict.message})"
-        return Outcome("refused", words, verdict)
     if runner is None:
         asked = f" of {model}" if model else ""
         found = f"{'healthy' if verdict.healthy else 'unhealthy'} {verdict.reason}"
         words = f"no runner{asked} has to be ended: {found}: {verdict.message}"
+        return Outcome("refused", words, verdict)
+    if over := _is_over(verdict, observation, runner, settings):
+        words = f"no runner has to be ended: {over} ({verdict.message})"
         return Outcome("refused", words, verdict)
     name, seen = verdict.readings.get("model"), evidence(runner.pid)
     what = f"the runner of {name} (process {runner.pid})"
@@ -193,33 +191,29 @@ def _end(
     return Outcome("ended", f"{what} was ended: {verdict.message}", verdict, runner.pid, seen)
 
 
-def _goes_on(
+def _is_over(
     verdict: Verdict, observation: Observation, runner: Runner, settings: Settings
-) -> bool:
-    """Whether a runner that stood still in the middle of an answer has gone on since the check."""
+) -> str | None:
+    """What has happened since the check, where a runner need not be ended for it any more."""
+    if "nobody_seconds" in verdict.readings:
+        from probe.connections import has_clients
+
+        return None if has_clients(settings.port) is False else "a client has come meanwhile"
     marks = {
         progress_of(slot)
         for model in observation.models
-        if model.runner == runner and model.health
-        for slot in model.health.slots or ()
+        if model.runner == runner
+        for slot in slots_of(model) or ()
         if slot.is_processing
     }
-    if not marks or "nobody_seconds" in verdict.readings:
-        return False
+    if not marks:
+        return None
     from probe.ollama import Server
 
     health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
     now = health.slots if health else None
-    return now is not None and not marks <= {progress_of(slot) for slot in now}
-
-
-def _somebody_came(verdict: Verdict, settings: Settings) -> bool:
-    """Whether a runner that worked for nobody may do so no more."""
-    if "nobody_seconds" not in verdict.readings:
-        return False
-    from probe.connections import has_clients
-
-    return has_clients(settings.port) is not False
+    stands = now is None or marks <= {progress_of(slot) for slot in now}
+    return None if stands else "its runner goes on by now"
 
 
 def heal(
@@ -247,10 +241,8 @@ def heal(
     if is_spent(memory, now):
         words = f"its runner was ended {MOST} times within an hour, which did not help"
         return _with(verdict, memory, words, Remedy.RESTART)
-    if _somebody_came(verdict, settings):
-        return _with(verdict, memory, "a client has come meanwhile", Remedy.NONE)
-    if _goes_on(verdict, observation, runner, settings):
-        return _with(verdict, memory, "its runner goes on by now", Remedy.NONE)
+    if over := _is_over(verdict, observation, runner, settings):
+        return _with(verdict, memory, over, Remedy.NONE)
     if not is_due(memory):
         words = f"its runner is ended if {CHECKS} checks in a row find this (PROBE_HEAL)"
         return _with(verdict, memory, words, Remedy.NONE)
@@ -282,14 +274,7 @@ def _with(
     remedy: Remedy,
     readings: Mapping[str, Reading] | None = None,
 ) -> tuple[Verdict, Memory]:
-    verdict = replace(
-        verdict,
-        message=f"{verdict.message}; {words}",
-        readings={**verdict.readings, **(readings or {})},
-        remedy=remedy,
-    )
-    # A check that has no time repeats what the last one said.
-    last = replace(memory.episodes[-1], message=verdict.message, remedy=str(remedy))
+    verdict, memory = with_words(verdict, memory, words, remedy, readings)
     # It has asked for the end of a runner, which the check cannot do.
     checks = memory.restart_checks + (remedy is Remedy.RESTART)
-    return verdict, replace(memory, episodes=(*memory.episodes[:-1], last), restart_checks=checks)
+    return verdict, replace(memory, restart_checks=checks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from probe.learn import serves_users
@@ -108,6 +109,29 @@ def _goes_on(
         serves_users(model, observation.asked.get(model.row.key, ()), past, now)
         for model in observation.models
     )
+
+
+def with_words(
+    verdict: Verdict,
+    memory: Memory,
+    words: str,
+    remedy: Remedy,
+    readings: Mapping[str, Reading] | None = None,
+) -> tuple[Verdict, Memory]:
+    """The verdict and the memory with what was done; a check that has no time repeats it.
+
+    Args:
+        verdict: what was found.
+        memory: what the next check should know.
+        words: what was done about it, or why nothing was.
+        remedy: what would help now.
+        readings: more of them.
+    """
+    message = f"{verdict.message}; {words}"
+    readings = {**verdict.readings, **(readings or {})}
+    verdict = replace(verdict, message=message, readings=readings, remedy=remedy)
+    last = replace(memory.episodes[-1], message=verdict.message, remedy=str(remedy))
+    return verdict, replace(memory, episodes=(*memory.episodes[:-1], last))
 
 
 def with_suspect(

@@ -17,6 +17,7 @@ from probe.plan import (
     progress_of,
     same_model,
     shape_of,
+    slots_of,
     suspicion,
     users_got_tokens,
     was_calm,
@@ -125,32 +126,32 @@ def _model(
     runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
     slots = next(
         (one.slots for one in reversed(asked) if one.slots is not None),
-        model.health.slots if model.health else None,
+        slots_of(model),
     )
-    fresh = ModelMemory(vram_percent=0.0, room_bytes=_room(model, observation, memory))
+    known = past or ModelMemory(room_bytes=_room(model, observation, memory))
     return replace(
-        past or fresh,
+        known,
         name=model.row.name,
         runner=identity(model),
         clamped=model.clamped,
         only_embeds=model.runner is not None and model.runner.command.embedding,
         expires_text=row.expires_text,
         expires_at=row.expires_at,
-        proven_at=now if is_proven(model, asked, memory, now) else (past or fresh).proven_at,
+        proven_at=now if is_proven(model, asked, memory, now) else known.proven_at,
         unshared_text=_unshared(model, asked, row.expires_text, past, memory, settings),
         own_tasks=_own_tasks(asked, past),
         # While they cannot be read those of before stand, to be compared with later ones.
-        tokens=(past or fresh).tokens if slots is None else tuple(map(progress_of, slots)),
-        nobodys=_nobodys(model, observation, past or fresh, now),
+        tokens=known.tokens if slots is None else tuple(map(progress_of, slots)),
+        nobodys=_nobodys(model, observation, known, now),
         runnable_seconds=runner.runnable_seconds if runner else None,
         cpu_seconds=runner.cpu_seconds if runner else None,
         # While it loads the server asks a runner how far it is, and its answers are no tokens.
         writes=runner.writes if runner and model.state != "loading" else None,
-        doubted_at=doubted_at or (past or fresh).doubted_at,
+        doubted_at=doubted_at or known.doubted_at,
         silent_since=_silent_since(model, asked, past, memory, settings, now),
         held_since=None,
         slow_checks=_slow_checks(model, asked, observation, memory, settings, now),
-        vram_percent=max(past.vram_percent if past else 0.0, model.row.vram_percent or 0.0),
+        vram_percent=max(known.vram_percent, model.row.vram_percent or 0.0),
         vram_bytes=model.row.size_vram_bytes,
     )
 
@@ -165,7 +166,7 @@ def is_proven(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float
 def serves_users(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:
     """Whether users have got tokens since the last check, or while we waited."""
     past, seconds = past_of(model, memory), now - (memory.checked_at or now)
-    slots = model.health.slots if model.health else None
+    slots = slots_of(model)
     if not asked or any(one.answer.outcome == "token" for one in asked):
         return users_got_tokens(model.runner, slots, past, seconds)
     after = asked[-1]
@@ -176,7 +177,7 @@ def _nobodys(
     model: Model, observation: Observation, past: ModelMemory, now: float
 ) -> tuple[tuple[int, int, float], ...]:
     """The slots that work while no user is connected to the server, and since when they do."""
-    slots = model.health.slots if model.health else None
+    slots = slots_of(model)
     if observation.clients is not False:
         return ()
     if slots is None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from probe import vram
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
-from probe.plan import past_of, same_model, users_got_tokens
+from probe.plan import past_of, same_model, slots_of, users_got_tokens
 from probe.report import Reading, Reason, Verdict, unhealthy
 from probe.settings import Settings
 
@@ -203,8 +203,7 @@ def _others_are_served(observation: Observation, memory: Memory, now: float) -> 
     """Whether users get tokens of other models: a load waits for these where there is no room."""
     seconds = now - (memory.checked_at or now)
     for model in observation.models:
-        slots = model.health.slots if model.health else None
-        if users_got_tokens(model.runner, slots, past_of(model, memory), seconds):
+        if users_got_tokens(model.runner, slots_of(model), past_of(model, memory), seconds):
             return True
     return False
 

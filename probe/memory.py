@@ -23,7 +23,7 @@ class ModelMemory:
         runnable_seconds: its runner's at the end of the last check; None: not visible.
         cpu_seconds: the same.
         writes: the same.
-        doubted_at: when a user waited and it was asked for that; None: never.
+        doubted_at: when something seemed to be wrong and it was asked for that; None: never.
         silent_since: when its runner first said nothing, or gave no token; None: it last did.
         held_since: since when its runner holds up `/api/ps`; None: it did not at the last check.
         slow_checks: how many checks in a row have found it slow.

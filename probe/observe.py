@@ -25,7 +25,7 @@ from probe.observation import (
     RunnerHealth,
 )
 from probe.ollama import ApiError, Server, SilenceError
-from probe.plan import in_vain_seconds, same_model
+from probe.plan import in_vain_seconds, is_processing, same_model
 from probe.processes import all_visible
 from probe.settings import Settings
 
@@ -113,11 +113,10 @@ class _Check:
         serving = {model.runner.identity for model in models if model.runner}
         others = tuple(runner for runner in found if runner.identity not in serving)
         loading = tuple(self._loading(others)) if self._server_pid is not None else ()
-        slots = [slot for m in models if m.health for slot in m.health.slots or ()]
-        works, port = any(slot.is_processing for slot in slots), self._settings.port
+        works = settings.is_local and any(map(is_processing, models))
         observation = Observation(
             models=models,
-            clients=has_clients(port) if works and self._settings.is_local else None,
+            clients=has_clients(settings.port) if works else None,
             loading=loading,
             strays=len(others) - len(loading),
             version=version,

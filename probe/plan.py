@@ -59,7 +59,7 @@ def routine(model: Model, memory: Memory, settings: Settings) -> Ask | None:
         return None  # whether it only embeds is not known either
     if model.runner.command.embedding:  # has no prompt cache
         return Ask("runner") if is_calm(model, past) else None
-    slots = model.health.slots if model.health else None
+    slots = slots_of(model)
     if slots is not None:
         free = free_slot(slots, past)
         return None if free is None else Ask("runner", tokens, slot=free)
@@ -100,7 +100,7 @@ def is_suspected(
         ran = model.runnable_seconds
         idle = ran is None or ran < WORK_SHARE * model.silent_seconds
         return idle or now - (silent_since or now) > busy_timeout(model, settings)
-    slots = model.health.slots if model.health else None
+    slots = slots_of(model)
     return (
         model.state == "ready"
         and silent_since is not None
@@ -131,8 +131,13 @@ def in_vain_seconds(
 
 def is_loading(observation: Observation, memory: Memory) -> bool:
     """Whether a model is being loaded, for which requests for others may have to wait."""
+    return memory.load is not None or sees_load(observation)
+
+
+def sees_load(observation: Observation) -> bool:
+    """The same, as far as this check has seen."""
     states = [model.state for model in observation.models]
-    return bool(memory.load or observation.loading or "loading" in states)
+    return bool(observation.loading) or "loading" in states
 
 
 def stands_still(model: Model, memory: Memory, now: float) -> bool:
@@ -140,7 +145,7 @@ def stands_still(model: Model, memory: Memory, now: float) -> bool:
 
     Today's `llama-server` answers for its slots while the call hangs that computes.
     """
-    past, slots = past_of(model, memory), (model.health and model.health.slots) or ()
+    past, slots = past_of(model, memory), slots_of(model) or ()
     if past is None or not _ran_little(model, memory, now):
         return False
     marks = [progress_of(slot) for slot in slots if slot.is_processing]
@@ -183,8 +188,7 @@ def doubt(model: Model, settings: Settings) -> Ask | None:
     request for no token goes that way, and takes no conversation's place in the prompt cache.
     """
     ask = suspicion(model, settings)
-    is_llama = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
-    if ask is None or not is_llama or _is_processing(model):
+    if ask is None or not is_llama_server(model) or is_processing(model):
         return ask
     return replace(ask, tokens=0) if ask.via == "server" else None
 
@@ -305,7 +309,7 @@ def is_calm(model: Model, past: ModelMemory | None) -> bool:
     """
     if past is None or past.cpu_seconds is None or model.runner is None:
         return False
-    return model.runner.cpu_seconds - past.cpu_seconds <= CALM_SECONDS and not _is_processing(model)
+    return model.runner.cpu_seconds - past.cpu_seconds <= CALM_SECONDS and not is_processing(model)
 
 
 def users_got_tokens(
@@ -352,7 +356,7 @@ def was_calm(model: Model, memory: Memory, now: float) -> bool:
 
     Beside users' work a token takes longer, and that is no fault.
     """
-    return _ran_little(model, memory, now) and not _is_processing(model)
+    return _ran_little(model, memory, now) and not is_processing(model)
 
 
 def _ran_little(model: Model, memory: Memory, now: float) -> bool:
@@ -366,8 +370,19 @@ def _ran_little(model: Model, memory: Memory, now: float) -> bool:
     return ran + queued <= max(WORK_SHARE * seconds, CALM_SECONDS)
 
 
-def _is_processing(model: Model) -> bool:
-    return any(slot.is_processing for slot in (model.health and model.health.slots) or ())
+def is_processing(model: Model) -> bool:
+    """Whether its runner is known to be serving a request."""
+    return any(slot.is_processing for slot in slots_of(model) or ())
+
+
+def slots_of(model: Model) -> tuple[Slot, ...] | None:
+    """The slots of a model's runner; None where they cannot be read."""
+    return model.health.slots if model.health else None
+
+
+def is_llama_server(model: Model) -> bool:
+    """Whether a model is known to be served by a `llama-server`, as since 0.30."""
+    return model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
 
 
 def progress_of(slot: Slot) -> tuple[int, int, int]:

@@ -15,9 +15,12 @@ from probe.plan import (
     WORK_SHARE,
     busy_timeout,
     crashes,
+    is_llama_server,
     is_loading,
+    is_processing,
     is_required,
     nobody_timeout,
+    slots_of,
     suspicion,
 )
 from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
@@ -67,7 +70,7 @@ def of(
     served = serves_users(model, asked, past, now)
     # A container is not healthy before its required models were ready once. A `llama-server` that
     # is listed has been.
-    listed = model.runner is not None and model.runner.command.dialect is Dialect.LLAMA_SERVER
+    listed = is_llama_server(model)
     first = is_required(model, settings) and past.kept and not (past.proven or served or listed)
     others = [other for other in observation.models if other is not model]
     if model.state != "silent" and any(other.state == "silent" for other in others):
@@ -126,8 +129,7 @@ def for_nobody(
 ) -> Verdict | None:
     """A runner works on and on while no user is connected: nobody gets what it makes."""
     seconds, longest = nobody_seconds(model, memory, now), nobody_timeout(model, settings)
-    is_seen = model.health is not None and model.health.slots is not None
-    if observation.clients is not False or not is_seen or seconds <= longest:
+    if observation.clients is not False or slots_of(model) is None or seconds <= longest:
         return None
     name = model.row.name
     words = (
@@ -184,7 +186,7 @@ def _stalled(
     `alone`: no other model can be what it waits for.
     """
     runner = model.runner
-    slots = model.health.slots if model.health else None
+    slots = slots_of(model)
     # One that answers, and has nothing to do, is not what a request waits for.
     free = slots is not None and not any(slot.is_processing for slot in slots)
     idle = free and not any(one.ask.via == "runner" for one in unanswered)
@@ -269,11 +271,7 @@ def _may_wait_for_its_gpu(model: Model) -> bool:
 
     Since 0.30 one that answers is in none, unless one of its slots works.
     """
-    slots = (model.health.slots if model.health else None) or ()
-    if model.runner is None or (
-        model.runner.command.dialect is Dialect.LLAMA_SERVER
-        and not any(slot.is_processing for slot in slots)
-    ):
+    if model.runner is None or (is_llama_server(model) and not is_processing(model)):
         return False
     return model.state == "ready" and model.row.size_vram_bytes > 0
 

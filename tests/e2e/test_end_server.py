@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -19,10 +17,6 @@ HEALS = {"PROBE_HEAL": "restart", "PROBE_RESTART_POLICY": "unless-stopped", "PRO
 COMES_BACK = {"Name": "unless-stopped"}
 
 
-def freeze_server(server: Ollama) -> None:
-    os.kill(server.attributes["State"]["Pid"], signal.SIGSTOP)
-
-
 def test_a_server_that_hangs_is_ended_by_its_check_and_started_by_docker(
     ollama: Start, autoheal: Callable[..., Autoheal]
 ) -> None:
@@ -31,7 +25,7 @@ def test_a_server_that_hangs_is_ended_by_its_check_and_started_by_docker(
     healer.wait_line(WATCHING)
     server.wait_health("healthy")
     before = server.started_at
-    freeze_server(server)
+    server.freeze("ollama serve")
     server.wait_restarted(before, LONG_SECONDS)
     server.wait_health("healthy", seconds=LONG_SECONDS)
     assert server.attributes["RestartCount"] == 1
@@ -53,7 +47,7 @@ def test_a_server_whose_runner_was_ended_in_vain_is_ended_then(ollama: Start) ->
             LONG_SECONDS,
         )
         assert server.started_at == before
-    freeze_server(server)
+    server.freeze("ollama serve")
     server.wait_restarted(before, LONG_SECONDS)
 
 
@@ -61,7 +55,7 @@ def test_a_server_is_not_ended_where_nobody_has_said_that_it_comes_back(ollama: 
     server = ollama({**HEALS, "PROBE_RESTART_POLICY": "none"})
     server.wait_health("healthy")
     before = server.started_at
-    freeze_server(server)
+    server.freeze("ollama serve")
     server.wait_health("unhealthy", Reason.API_DOWN, LONG_SECONDS)
     server.wait_checks(4, LONG_SECONDS)
     assert "server not ended: set PROBE_RESTART_POLICY" in server.lines[-1]

@@ -115,17 +115,16 @@ class Machine:
         patch.setattr("probe.runners.server_pid", lambda port: self.pid)
         patch.setattr(end_server, "started", lambda pid: "500")
         patch.setattr(end_server, "send", self._send)
-        patch.setattr(end_server, "may_end", lambda pid: self.may)
         patch.setattr(end_server, "all_visible", lambda: self.hosts)
         patch.setattr(end_server, "name_of", lambda pid: self.first)
         patch.setattr(end_server, "first_child", lambda pid: self.child)
         patch.setattr("time.monotonic", lambda: self.now)
         patch.setattr("time.clock_gettime", lambda clock: self.now)
 
-    def _send(self, pid: int, start: int, number: signal.Signals) -> str:
-        if number is not signal.SIGCONT:
-            self.sent.append((pid, start, number))
-        return "sent"
+    def _send(self, pid: int, start: int, number: int) -> str:
+        if number not in (0, signal.SIGCONT):
+            self.sent.append((pid, start, signal.Signals(number)))
+        return "sent" if self.may else "denied"
 
     def heal(self, memory: Memory = THREE, verdict: Verdict = DOWN) -> tuple[Verdict, Memory]:
         return end_server.heal(self.settings, verdict, memory, lambda memory: self.saves)
