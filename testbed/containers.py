@@ -79,6 +79,26 @@ def wait_log(container: Container, pattern: str, seconds: float = ORDINARY_SECON
     pytest.fail(f"it did not say {pattern!r} in time and is {state}: {log}")
 
 
+def remove(container: Container) -> None:
+    """Remove a container; again, where the engine gives up as a killed process has not ended yet.
+
+    On a crowded machine one that has gigabytes of memory takes longer than the engine waits.
+    """
+    deadline = Deadline()
+    while True:
+        try:
+            # By its name: after it was recreated it is another one.
+            container.client.api.remove_container(  # type: ignore[union-attr]
+                str(container.name), force=True, v=True
+            )
+            return
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if "can not be killed" not in str(error) or deadline.passed:
+                raise
+
+
 class Workload:
     """A container under test."""
 

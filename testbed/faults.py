@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from probe.processes import stat
+from testbed.deadlines import scaled
 
 _SEIZE, _INTERRUPT, _LISTEN, _CONT = 0x4206, 0x4207, 0x4208, 7
 _TRACE_EXIT = 0x40
@@ -25,7 +26,7 @@ _EVENT_EXIT, _EVENT_STOP = 6, 128
 _ALL_CHILDREN = 0x40000000  # __WALL
 
 _WORK_SECONDS, _WORK_TICKS = 0.5, 5
-"""A thread that has run for so many clock ticks in this time is at work."""
+"""A thread that has run for so many clock ticks in this time, on a quiet machine, is at work."""
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -69,7 +70,9 @@ def _ptrace(request: int, thread: int, data: int) -> None:
 
 
 def _hang(pid: int) -> None:
-    while workers := _at_work(pid):  # those that wait for one that hangs may spin
+    hung = 0
+    while (workers := _at_work(pid)) or not hung:  # those that wait for one that hangs may spin
+        hung += len(workers)
         for thread in workers:
             _ptrace(_SEIZE, thread, 0)
             _ptrace(_INTERRUPT, thread, 0)
@@ -82,7 +85,7 @@ def _hang(pid: int) -> None:
 
 def _at_work(pid: int) -> list[int]:
     before = _ran(pid)
-    time.sleep(_WORK_SECONDS)
+    time.sleep(scaled(_WORK_SECONDS))
     return [one for one, ticks in _ran(pid).items() if ticks - before.get(one, 0) >= _WORK_TICKS]
 
 

@@ -19,7 +19,15 @@ from testbed import models as model_files
 from testbed import network, runs, twins
 from testbed.autoheal import Autoheal
 from testbed.command import remove_by_name
-from testbed.containers import AUTOHEAL, OLLAMA, SECOND, Workload, healthcheck, idle_command
+from testbed.containers import (
+    AUTOHEAL,
+    OLLAMA,
+    SECOND,
+    Workload,
+    healthcheck,
+    idle_command,
+    remove,
+)
 from testbed.deadlines import scaled
 from testbed.engines import PrivateEngine, private_engine
 from testbed.nvml import Nvml
@@ -98,8 +106,7 @@ def start(engine: docker.DockerClient) -> Iterator[Callable[..., Container]]:
 
     yield begin
     for container in containers:
-        with suppress(docker.errors.NotFound):
-            engine.api.remove_container(str(container.name), force=True, v=True)
+        remove(container)
 
 
 @pytest.fixture

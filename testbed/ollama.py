@@ -243,7 +243,7 @@ class SharedOllama(Ollama):
 
     def unload(self) -> None:
         """Unload every model, and wait until it is gone with its process."""
-        deadline = Deadline()
+        deadline = Deadline(LONG_SECONDS)
         while self.loaded or runner.pids(self):
             for model in self.loaded:
                 self._post("/api/generate", {"model": model["name"], "keep_alive": 0})

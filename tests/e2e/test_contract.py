@@ -26,7 +26,7 @@ import httpx
 import pytest
 
 from testbed import runner, runs
-from testbed.containers import OLLAMA
+from testbed.containers import OLLAMA, remove
 from testbed.deadlines import LONG_SECONDS, Deadline, scaled
 from testbed.ollama import SharedOllama
 from testbed.stuck import ENDLESS, SYSCTLS, send, stuck
@@ -120,7 +120,7 @@ def _server(
     one = Server(container)
     one.wait_listening()
     yield one
-    container.remove(force=True, v=True)
+    remove(container)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def test_a_server_that_hangs_is_ended_by_its_check_and_started_by_docker(
 def test_a_server_whose_runner_was_ended_in_vain_is_ended_then(ollama: Start) -> None:
     """The check ends what is stuck, and only what is left after that is a matter of the server."""
     server = ollama(HEALS, restart_policy=COMES_BACK)
+    server.wait_listening()
     server.load_seen("tiny")
     before = server.started_at
     with server.endless_request("tiny"):
