@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import runners
+from probe.activity import past_of
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.memory import Memory
 from probe.observation import Ask, Asked, Dialect, Model, Observation
@@ -18,7 +19,6 @@ from probe.plan import (
     is_suspected,
     is_suspicious,
     keep,
-    past_of,
     routine,
     sees_load,
     suspicion,

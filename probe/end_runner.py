@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from probe.activity import progress_of, slots_of
 from probe.end_process import Evidence, end, evidence
 from probe.healing import (
     CHECKS,
@@ -22,7 +23,6 @@ from probe.healing import (
 )
 from probe.memory import Memory
 from probe.observation import LoadedModel, Model, Observation, Runner
-from probe.plan import progress_of, slots_of
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault
 from probe.settings import Settings

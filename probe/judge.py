@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import gpus, loads, retries, silence, vram
+from probe.activity import past_of
 from probe.healing import culprit, restart_checks, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
-from probe.plan import BUSY_SECONDS, is_required, past_of
+from probe.plan import BUSY_SECONDS, is_required
 from probe.report import Reading, Reason, Remedy, Verdict, short_time, unhealthy
 from probe.settings import Settings
 

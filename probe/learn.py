@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.loads import learn_load, learn_loads
-from probe.memory import Episode, Memory, ModelMemory
-from probe.observation import Asked, Model, Observation
-from probe.plan import (
-    CRASHES_SECONDS,
+from probe.activity import (
     OWN_TOKENS,
     identity,
     is_calm,
-    is_suspected,
     past_of,
     progress_of,
-    same_model,
-    shape_of,
     slots_of,
-    suspicion,
     users_got_tokens,
     was_calm,
 )
+from probe.loads import learn_load, learn_loads
+from probe.memory import Episode, Memory, ModelMemory
+from probe.observation import Asked, Model, Observation
+from probe.plan import CRASHES_SECONDS, is_suspected, same_model, shape_of, suspicion
 from probe.report import Verdict
 from probe.settings import Settings
 

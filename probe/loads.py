@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import vram
+from probe.activity import past_of, slots_of, users_got_tokens
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
-from probe.plan import past_of, same_model, slots_of, users_got_tokens
+from probe.plan import same_model
 from probe.report import Reading, Reason, Verdict, unhealthy
 from probe.settings import Settings
 

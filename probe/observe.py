@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import nvml, runners
+from probe.activity import is_processing
 from probe.asking import Asking
 from probe.connections import calls_others, has_clients, waits
 from probe.deadline import RESERVE_SECONDS, Budget
@@ -25,7 +26,7 @@ from probe.observation import (
     RunnerHealth,
 )
 from probe.ollama import ApiError, Server, SilenceError
-from probe.plan import in_vain_seconds, is_processing, same_model
+from probe.plan import in_vain_seconds, same_model
 from probe.processes import all_visible
 from probe.settings import Settings
 

@@ -8,21 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from probe.activity import WORK_SHARE, is_llama_server, is_processing, slots_of
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Dialect, Model, Observation
-from probe.plan import (
-    WORK_SHARE,
-    busy_timeout,
-    crashes,
-    is_llama_server,
-    is_loading,
-    is_processing,
-    is_required,
-    nobody_timeout,
-    slots_of,
-    suspicion,
-)
+from probe.plan import busy_timeout, crashes, is_loading, is_required, nobody_timeout, suspicion
 from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
 from probe.settings import Settings
 

@@ -5,10 +5,11 @@ Pure, like `judge.py`.
 
 from __future__ import annotations
 
+from probe.activity import past_of
 from probe.gpu_reading import GpuReading
 from probe.memory import Memory, ModelMemory
 from probe.observation import Dialect, Model, Observation
-from probe.plan import is_required, past_of, shape_of
+from probe.plan import is_required, shape_of
 from probe.report import Reason, Verdict, unhealthy
 from probe.settings import Settings
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from probe.activity import users_got_tokens
 from probe.memory import Load, Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Observation, Slot
 from probe.plan import (
@@ -20,7 +21,6 @@ from probe.plan import (
     routine,
     same_model,
     suspicion,
-    users_got_tokens,
 )
 from probe.settings import Settings
 from tests.unit.rows import (
@@ -70,6 +70,13 @@ def without(**options: object) -> Model:
     """A model whose command line lacks, or has, these."""
     command = replace(RUNNER.command, **options)  # type: ignore[arg-type]
     return model(runner=replace(RUNNER, command=command))
+
+
+def queued(one: Model, seconds: float) -> Model:
+    """The same with threads that have waited for a CPU for longer since the last check."""
+    assert one.runner is not None
+    waited = one.runner.queued_seconds + seconds
+    return replace(one, runner=replace(one.runner, queued_seconds=waited))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +198,9 @@ CALM = past(runnable_seconds=50.0)
         ((6.0,), check(model(), OTHER), CALM, 0.0),
         ((6.0,), check(model()), past(cpu_seconds=48.0), 0.0),
         ((6.0,), check(model(runner=OTHER_RUNNER)), CALM, 0.0),
+        # ... or would if it had a CPU, for which it waits a little in order to answer a check
+        ((6.0,), check(queued(model(), 8.0)), CALM, 0.0),
+        ((6.0,), check(queued(model(), 7.0)), CALM, 6.0),
         # a model is loaded, or may be
         ((6.0,), check(model()), replace(CALM, load=Load("tiny")), 0.0),
         ((6.0,), check(model(), loading=((OTHER_RUNNER, LOADING),)), CALM, 0.0),
@@ -237,6 +247,9 @@ HALFWAY = model(health=slots(Slot(0, is_processing=True, task=5, decoded_tokens=
         (HALFWAY, past(tokens=((0, 5, 39),)), False),  # it gives tokens
         (HALFWAY, past(tokens=((0, 4, 40),)), False),  # another request's
         (HALFWAY, past(tokens=((0, 5, 40),), cpu_seconds=48.0), False),  # it works
+        # to answer checks it waits for a CPU on a crowded machine; starved it would do so always
+        (queued(HALFWAY, 7.0), past(tokens=((0, 5, 40),)), True),
+        (queued(HALFWAY, 8.0), past(tokens=((0, 5, 40),)), False),
         (HALFWAY, past(tokens=((0, 5, 40),), doubted_at=NOW - 60), False),  # it has answered then
         (HALFWAY, past(), False),
         (HALFWAY, FIRST, False),
