@@ -256,6 +256,9 @@ def each(*acts: Act) -> Act:
 EMPTY = "device GPU-1 24576 0 0"
 OTHERS = "device GPU-1 24576 24574 0"
 GPU: dict[str, Any] = {"vram_share": 1.0}
+REQUIRED_GPU: dict[str, Any] = {**GPU, "env": {"PROBE_GPU": "required"}}
+"""As in all our examples with a GPU. With `auto` it is unknown from 0.12 to 0.24, which do not show
+whether a user has asked for the CPU."""
 BOTH = ("tiny", "mid")
 
 STATES = [
@@ -344,12 +347,12 @@ GPU_STATES = [
     State(
         "loaded again on the CPU, though there is room",
         *(False, each(stop_using(), claim(0.0), use()), use()),
-        **GPU,
+        **REQUIRED_GPU,
     ),
     State(
         "loaded again with 20 % in VRAM, though there is room",
         *(False, each(stop_using(), claim(0.2), use()), use()),
-        **GPU,
+        **REQUIRED_GPU,
     ),
     State("on the CPU, while `/api/ps` says 100 % GPU", False, see(EMPTY), use(), **GPU),
     State(

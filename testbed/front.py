@@ -22,7 +22,8 @@ class Front:
     Attributes:
         url: where containers reach it.
         asked: path and body of each POST, oldest first.
-        vram_share: of each model's size, what it says is in VRAM; None hands the truth on.
+        vram_share: of each model's size, what it says is in VRAM; None hands the truth on. A size
+            that the server does not know is 1 GiB.
         context_length: of each model, as newer servers tell it; None leaves it out.
     """
 
@@ -67,6 +68,7 @@ def in_front_of(upstream: str, gateway: str) -> Iterator[Front]:
             if self.path == "/api/ps" and front.vram_share is not None:
                 answer = reply.json()
                 for model in answer["models"]:
+                    model["size"] = model["size"] or 2**30
                     model["size_vram"] = int(model["size"] * front.vram_share)
                     if front.context_length is not None:
                         model["context_length"] = front.context_length
