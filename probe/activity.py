@@ -129,6 +129,17 @@ def was_calm(model: Model, memory: Memory, now: float) -> bool:
     return ran + queued <= _little(memory, now) and not is_processing(model)
 
 
+def is_idle(model: Model, memory: Memory, now: float) -> bool:
+    """Whether a model has done nothing since the last check, and is not doing anything."""
+    seconds = now - (memory.checked_at or now)
+    past, slots = past_of(model, memory), slots_of(model)
+    return (
+        did_nothing(model, memory, now)
+        and not is_processing(model)
+        and not users_got_tokens(model.runner, slots, past, seconds)
+    )
+
+
 def did_nothing(model: Model, memory: Memory, now: float) -> bool:
     """Whether a model did next to nothing since the last check, although it got the CPU for it."""
     ran, queued = _ran_and_queued(model, memory)

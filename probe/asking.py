@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -41,7 +40,7 @@ class Asking:
         """Ask every model what may be asked of it; each has its share of the remaining time."""
         settings, memory, models = self._settings, self._memory, observation.models
         asked: dict[str, tuple[Asked, ...]] = {}
-        now = time.monotonic()
+        now = observation.began_at  # as for what is remembered of it
         in_vain = observation.in_vain_seconds
         # A request for another model than the one that is loaded would wait, and prove nothing.
         loads = sees_load(observation)

@@ -159,6 +159,7 @@ def _found(
         for one in (
             silence.for_nobody(model, observation, memory, settings, now),
             silence.crashed(model, memory),
+            silence.stopping(model, observation, memory, settings, now),
             vram.mismatch(model, observation, past),
             vram.residency(model, observation, past, memory, settings),
             _slow(model, memory, settings),
@@ -285,6 +286,8 @@ def _healthy(
         readings["user_waits_seconds"] = round(observation.in_vain_seconds, 1)
     nobody = max(silence.nobody_seconds(model, memory, now) for model in observation.models)
     readings |= {"nobody_seconds": round(nobody)} if nobody else {}
+    stopping = max(silence.stopping_seconds(one, memory, now) for one in observation.models)
+    readings |= {"stopping_seconds": round(stopping)} if stopping >= 1 else {}
     reason = Reason.IDLE if all(model.gone for model in observation.models) else Reason.READY
     return Verdict(True, reason, "; ".join(words), readings)
 

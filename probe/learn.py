@@ -8,6 +8,7 @@ from probe.activity import (
     OWN_TOKENS,
     identity,
     is_calm,
+    is_idle,
     past_of,
     progress_of,
     slots_of,
@@ -17,7 +18,7 @@ from probe.activity import (
 from probe.loads import learn_load, learn_loads
 from probe.memory import Episode, Memory, ModelMemory
 from probe.observation import Asked, Model, Observation
-from probe.plan import CRASHES_SECONDS, is_suspected, same_model, shape_of, suspicion
+from probe.plan import CRASHES_SECONDS, is_doubted, is_suspected, same_model, shape_of, suspicion
 from probe.report import Verdict
 from probe.settings import Settings
 
@@ -56,7 +57,8 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
     crashes = _crashes(observation, memory, now)
-    memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed, crashes=crashes)
+    memory = replace(_with_waiting(observation, memory, now), vram_percents=shares)
+    memory = replace(memory, free_bytes=free, listed=listed, crashes=crashes)
     if observation.no_time:
         # What was known stands; the next check will see more.
         return replace(
@@ -69,6 +71,17 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
         checked_at=observation.began_at,
         models=models,
         version=observation.version,
+    )
+
+
+def _with_waiting(observation: Observation, memory: Memory, now: float) -> Memory:
+    """The memory with what was seen and asked of users who wait in vain."""
+    in_vain = observation.in_vain_seconds
+    doubted = is_doubted(memory, observation.began_at, in_vain) and any(observation.asked.values())
+    return replace(
+        memory,
+        waited_at=now if in_vain else memory.waited_at,
+        doubted_at=now if doubted else memory.doubted_at,
     )
 
 
@@ -105,9 +118,8 @@ def _model(
 ) -> ModelMemory:
     asked = observation.asked.get(model.row.key, ())
     past = past_of(model, memory)
-    began, in_vain = observation.began_at, observation.in_vain_seconds
-    is_doubted = bool(asked) and is_suspected(model, memory, settings, began, in_vain=in_vain)
-    doubted_at = now if is_doubted else None
+    suspected = is_suspected(model, memory, settings, observation.began_at)
+    doubted_at = now if asked and suspected else None
     if model.gone and model.row.key in memory.models:
         return memory.models[model.row.key]  # so that it is known to be gone at the next check
     if observation.no_time and past is not None:
@@ -144,12 +156,19 @@ def _model(
         # While it loads the server asks a runner how far it is, and its answers are no tokens.
         writes=runner.writes if runner and model.state != "loading" else None,
         doubted_at=doubted_at or known.doubted_at,
+        idle_since=_idle_since(model, known, memory, now),
         silent_since=_silent_since(model, asked, past, memory, settings, now),
         held_since=None,
         slow_checks=_slow_checks(model, asked, observation, memory, settings, now),
         vram_percent=max(known.vram_percent, model.row.vram_percent or 0.0),
         vram_bytes=model.row.size_vram_bytes,
     )
+
+
+def _idle_since(model: Model, past: ModelMemory, memory: Memory, now: float) -> float | None:
+    if model.state != "ready" or not is_idle(model, memory, now):
+        return None
+    return now if past.idle_since is None else past.idle_since
 
 
 def is_proven(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:

@@ -24,6 +24,7 @@ class ModelMemory:
         cpu_seconds: the same.
         writes: the same.
         doubted_at: when something seemed to be wrong and it was asked for that; None: never.
+        idle_since: since when it has done nothing; None: it did some work, or that is not known.
         silent_since: when its runner first said nothing, or gave no token; None: it last did.
         held_since: since when its runner holds up `/api/ps`; None: it did not at the last check.
         slow_checks: how many checks in a row have found it slow.
@@ -47,6 +48,7 @@ class ModelMemory:
     cpu_seconds: float | None = None
     writes: int | None = None
     doubted_at: float | None = None
+    idle_since: float | None = None
     silent_since: float | None = None
     held_since: float | None = None
     slow_checks: int = 0
@@ -166,6 +168,8 @@ class Memory:
         failed_loads: by name of the required model.
         evictions: pairs of models, of which loading the first ended the second.
         models: those that were loaded, by `LoadedModel.key`.
+        waited_at: when a user was last seen to wait in vain; None: never.
+        doubted_at: when models were last asked for that; None: never.
         crashes: by `LoadedModel.key`, how many of our requests in a row have ended its runner, and
             when the last one did.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
@@ -205,6 +209,8 @@ class Memory:
     failed_loads: dict[str, FailedLoad] = field(default_factory=dict)
     evictions: tuple[tuple[str, str], ...] = ()
     models: dict[str, ModelMemory] = field(default_factory=dict)
+    waited_at: float | None = None
+    doubted_at: float | None = None
     crashes: dict[str, tuple[int, float]] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()

@@ -27,7 +27,7 @@ from probe.observation import (
 )
 from probe.ollama import ApiError, Server, SilenceError
 from probe.plan import in_vain_seconds, same_model
-from probe.processes import all_visible
+from probe.processes import all_visible, is_at_work
 from probe.settings import Settings
 
 _LIST_SHARE = 0.6
@@ -57,7 +57,8 @@ def observe(
     call = nvml.BackgroundRead(env, details=details) if gpu_wanted(settings, memory, hint) else None
     began, clock = time.monotonic(), time.time() - time.monotonic()
     budget = Budget(end, settings.timeout)
-    check = _Check(settings, memory, budget, ask, version=details or call is not None)
+    version = details or call is not None
+    check = _Check(settings, memory, budget, began, ask=ask, version=version)
     observation = check.run()
     reading = call.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if call else None
     if reading and reading.fault is GpuFault.HANGS and end - began < budget.enough:
@@ -72,8 +73,16 @@ class _Check:
     """What all steps of one check of a server need."""
 
     def __init__(
-        self, settings: Settings, memory: Memory, budget: Budget, ask: bool, version: bool
+        self,
+        settings: Settings,
+        memory: Memory,
+        budget: Budget,
+        began: float,
+        *,
+        ask: bool,
+        version: bool,
     ) -> None:
+        self._began = began
         self._server = Server(settings.host)
         self._settings = settings
         self._memory = memory
@@ -116,6 +125,7 @@ class _Check:
         loading = tuple(self._loading(others)) if self._server_pid is not None else ()
         works = settings.is_local and any(map(is_processing, models))
         observation = Observation(
+            began_at=self._began,
             models=models,
             clients=has_clients(settings.port) if works else None,
             loading=loading,
@@ -220,7 +230,9 @@ class _Check:
         if not seconds:
             return 0.0
         server = self._server_pid or runners.server_pid(port)
-        return 0.0 if server is None or calls_others(server, port) else seconds
+        if server is None or calls_others(server, port) or is_at_work(server):
+            return 0.0
+        return seconds
 
     def _loading(self, others: tuple[Runner, ...]) -> Iterator[tuple[Runner, RunnerHealth]]:
         """Since Ollama 0.30 a model is listed when it is loaded: before, it is a process only."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from probe.activity import (
     OWN_TOKENS,
     WORK_SHARE,
-    did_nothing,
+    identity,
     is_calm,
+    is_idle,
     is_llama_server,
     is_processing,
     past_of,
@@ -90,10 +91,11 @@ def is_suspected(
     said.
     """
     past = past_of(model, memory)
-    stands = stands_still(model, memory, now)
-    if (stands or in_vain) and model.state == "ready" and past is not None:
-        doubted_at = -math.inf if past.doubted_at is None else past.doubted_at
-        if now - doubted_at >= max(DOUBT_SECONDS, in_vain):
+    if model.state == "ready" and past is not None:
+        since_doubted = math.inf if past.doubted_at is None else now - past.doubted_at
+        if stands_still(model, memory, now) and since_doubted >= DOUBT_SECONDS:
+            return True
+        if is_doubted(memory, now, in_vain):
             return True
     silent_since = past.silent_since if past else None
     if model.state == "silent":
@@ -106,6 +108,12 @@ def is_suspected(
         and silent_since is not None
         and not users_got_tokens(model.runner, slots, past, now - (memory.checked_at or now))
     )
+
+
+def is_doubted(memory: Memory, now: float, in_vain: float) -> bool:
+    """Whether a user who waits is a ground to ask: only now and then, and once for the same one."""
+    since = math.inf if memory.doubted_at is None else now - memory.doubted_at
+    return in_vain > 0 and since >= max(DOUBT_SECONDS, in_vain)
 
 
 def in_vain_seconds(
@@ -124,9 +132,10 @@ def in_vain_seconds(
     # Up to 0.29 a process that serves no model may be one that loads it.
     if is_loading(observation, memory) or observation.strays:
         return 0.0
-    if any(is_processing(model) for model in observation.models):
-        return 0.0
-    if not all(did_nothing(model, memory, now) for model in observation.models):
+    here = {identity(model) for model in observation.models}
+    if any(past.runner not in here for past in memory.models.values()):
+        return 0.0  # one was unloaded, perhaps for the sake of another
+    if not all(is_idle(model, memory, now) for model in observation.models):
         return 0.0
     return min((one for one in waits if one >= WAIT_SECONDS), default=0.0)
 

@@ -83,6 +83,11 @@ def thread_states(pid: int | str, proc: str = "/proc") -> Iterator[tuple[str, st
                 yield thread, fields[0]
 
 
+def is_at_work(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process runs or waits for a disk at this moment."""
+    return any(state in "RD" for _, state in thread_states(pid, proc))
+
+
 def open_files(pid: int, proc: str = "/proc") -> Iterator[str]:
     """What the open files of a process are; raises `OSError` where that cannot be read."""
     for descriptor in os.listdir(f"{proc}/{pid}/fd"):

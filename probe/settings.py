@@ -176,6 +176,15 @@ KNOBS: tuple[Knob, ...] = (
         "0.30. auto: 600, and 3600 for a model with nothing in VRAM.",
     ),
     Knob(
+        "stopping_timeout",
+        "PROBE_STOPPING_TIMEOUT",
+        "120",
+        _busy,
+        _busy_allowed,
+        "How long a model may be unloading and do nothing (`ollama ps` says Stopping...), while "
+        "users wait, before that counts as stalled.",
+    ),
+    Knob(
         "min_vram",
         "PROBE_MIN_VRAM_PERCENT",
         "auto",
@@ -305,6 +314,7 @@ class Settings:
     load_timeout: float = 600.0
     busy_timeout: float | None = None
     nobody_timeout: float | None = None
+    stopping_timeout: float = 120.0
     min_vram: float | None = None
     min_tokens_per_second: float | None = None
     slow_checks: int = 3

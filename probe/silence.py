@@ -25,6 +25,9 @@ REST_SECONDS = 1.5
 WORK_PERCENT = 5
 """A GPU that is used more than this does somebody's work."""
 
+WAITED_SECONDS = 60.0
+"""A user who waited in vain so long ago is still a sign: those who give up come again."""
+
 RECOVERING = (Dialect.OLLAMA_RUNNER, Dialect.OLLAMA_ENGINE, Dialect.LLAMA_SERVER)
 """Where the server starts another runner when one has ended (measured on 0.9.3, 0.24.0, 0.34.2)."""
 
@@ -128,6 +131,35 @@ def for_nobody(
     )
     readings: dict[str, Reading] = {"model": name, "nobody_seconds": round(seconds)}
     return _stalled(model, [], words, readings, settings)
+
+
+def stopping(
+    model: Model, observation: Observation, memory: Memory, settings: Settings, now: float
+) -> Verdict | None:
+    """A model is being unloaded and does nothing: a request that does not end holds it, and users
+    wait for it for as long (`ollama ps` says "Stopping...")."""
+    seconds, longest = stopping_seconds(model, memory, now), settings.stopping_timeout
+    waited_at = memory.waited_at
+    if seconds <= longest or waited_at is None or now - waited_at > WAITED_SECONDS:
+        return None
+    words = (
+        f"{model.row.name} has been unloading for {seconds:.0f} s while users wait, more than "
+        f"{longest:g} s (PROBE_STOPPING_TIMEOUT)"
+    )
+    readings: dict[str, Reading] = {
+        "model": model.row.name,
+        "stopping_seconds": round(seconds),
+        "user_waits_seconds": round(observation.in_vain_seconds, 1),
+    }
+    return unhealthy(Reason.STALLED, words, **readings)
+
+
+def stopping_seconds(model: Model, memory: Memory, now: float) -> float:
+    """For how long a model that does nothing has had to be unloaded; 0: it has not."""
+    known = memory.models.get(model.row.key, ModelMemory())
+    if model.gone or known.idle_since is None:
+        return 0.0
+    return max(now - max(known.idle_since, model.row.expires_at), 0.0)
 
 
 def nobody_seconds(model: Model, memory: Memory, now: float) -> float:

@@ -149,13 +149,13 @@ class Ollama(Workload):
         over.set()
 
     @contextmanager
-    def user(self, model: str, patience: float) -> Iterator[None]:
+    def user(self, model: str, patience: float, **options: int) -> Iterator[None]:
         """A user who asks, gives up after some seconds, and asks again, until this ends."""
         url, over = f"{self.url}/api/generate", threading.Event()
 
         def ask() -> None:
-            options = {"num_predict": 1, "num_ctx": 2048}
-            body = {"model": model, "prompt": "a b c", "stream": False, "options": options}
+            chosen = {"num_predict": 1, "num_ctx": 2048, **options}
+            body = {"model": model, "prompt": "a b c", "stream": False, "options": chosen}
             while not over.is_set():
                 with suppress(httpx.HTTPError):
                     httpx.post(url, json=body, timeout=patience)

@@ -22,6 +22,9 @@ ENDLESS = {"num_predict": 1_000_000, "num_ctx": 8192, "temperature": 5, "top_p":
 _STUCK_TOKENS = 2000
 """More than fit into the buffers of both sides."""
 
+ENOUGH_TOKENS = 3000
+"""For an answer whose user stops reading long before its end."""
+
 
 @contextmanager
 def send(server: Ollama, *, buffer_bytes: int = 0, **body: Any) -> Iterator[socket.socket]:
@@ -43,10 +46,10 @@ def send(server: Ollama, *, buffer_bytes: int = 0, **body: Any) -> Iterator[sock
 
 
 @contextmanager
-def stuck(server: Ollama, model: str) -> Iterator[None]:
+def stuck(server: Ollama, model: str, **options: float) -> Iterator[None]:
     """A user of a loaded model, whose runner has `/slots`, who has stopped reading its answer."""
-    deadline = Deadline(LONG_SECONDS)
-    with send(server, buffer_bytes=4096, model=model, prompt="a b c", options=ENDLESS):
+    deadline, chosen = Deadline(LONG_SECONDS), {**ENDLESS, **options}
+    with send(server, buffer_bytes=4096, model=model, prompt="a b c", options=chosen):
         while not any(_tokens(pid) > _STUCK_TOKENS for pid in runner.pids(server)):
             assert not deadline.passed, "the answer did not begin"
             time.sleep(0.1)  # a runner announces nothing

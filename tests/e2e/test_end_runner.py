@@ -20,6 +20,7 @@ from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.faults import hung, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
+from testbed.stuck import ENOUGH_TOKENS, SYSCTLS, stuck
 from testbed.webhook import Webhook
 
 Start = Callable[..., Ollama]
@@ -126,6 +127,27 @@ def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
             outcome = end_runner(server)
             assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
     assert "response" in server.generate(model, num_ctx=2048)
+
+
+@pytest.mark.more
+def test_a_model_that_one_client_keeps_from_unloading_is_stalled_while_others_wait(
+    unchecked_twin: Start,
+) -> None:
+    """`ollama ps` says "Stopping...": the server waits, its runner does not."""
+    env = {"OLLAMA_NUM_PARALLEL": "1", "PROBE_STOPPING_TIMEOUT": "10", **TIME_TO_ASK}
+    server = unchecked_twin(env, sysctls=SYSCTLS)
+    server.generate("tiny", num_ctx=8192)
+    server.check()
+    with stuck(server, "tiny", num_predict=ENOUGH_TOKENS):
+        server.check_until(lambda verdict: "gives users tokens" not in verdict.message)
+        server.request(model="tiny", prompt="", keep_alive=0)
+        alone = server.check_until(lambda v: int(v.readings.get("stopping_seconds") or 0) > 10)
+        assert [verdict for verdict in alone if not verdict.healthy] == []  # nobody waits
+        with server.user("tiny", LONG_SECONDS, num_ctx=8192):
+            verdict = server.check_until(is_stalled)[-1]
+            assert verdict.remedy is Remedy.RESTART
+            assert server.probe("end-runner")[0] == 3
+    server.check_until(lambda verdict: verdict.healthy)
 
 
 def test_work_for_nobody_is_ended_and_never_while_a_user_is_connected(

@@ -53,6 +53,7 @@ model_memories = st.builds(
     runnable_seconds=maybe | times,
     writes=maybe | counts,
     doubted_at=maybe | moments,
+    idle_since=maybe | moments,
     silent_since=maybe | moments,
     slow_checks=counts,
     vram_percent=st.floats(0, 100),
@@ -98,6 +99,8 @@ memories = st.builds(
     evictions=st.lists(st.tuples(names, names), max_size=2).map(tuple),
     crashes=st.dictionaries(keys, st.tuples(counts, moments), max_size=2),
     models=st.dictionaries(keys, model_memories, max_size=2),
+    waited_at=maybe | moments,
+    doubted_at=maybe | moments,
     vram_percents=st.dictionaries(texts, st.floats(0, 100), max_size=2),
     episodes=st.lists(episodes, max_size=2).map(tuple),
 )
@@ -237,6 +240,7 @@ settings = st.builds(
     generate=st.sampled_from(("auto", "always", "never")),
     busy_timeout=maybe | st.just(60.0),
     nobody_timeout=maybe | st.just(60.0),
+    stopping_timeout=st.sampled_from((60.0, 120.0)),
     min_vram=maybe | st.floats(0.1, 100),
     min_tokens_per_second=maybe | st.just(5.0),
 )

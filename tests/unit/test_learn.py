@@ -286,5 +286,15 @@ def test_a_request_that_is_about_no_doubt_does_not_put_the_next_one_off() -> Non
     kept = check(STANDS, to=(asked(Ask("server", tokens=0, keep=True), TOKEN),))
     memory = past(tokens=STOOD, doubted_at=NOW - 60)
     assert remembered(kept, memory, REQUIRED).doubted_at == NOW - 60
+
+
+def test_a_user_who_waits_is_remembered_and_when_that_was_asked_about() -> None:
+    """Of the server, since the next model's process would know nothing of it."""
     waits = check(model(), to=(ANSWERED,), in_vain_seconds=6.0)
-    assert remembered(waits, past(doubted_at=NOW - 60)).doubted_at == NOW - 60
+    after = learn(waits, PROVEN, ANY, NOW)
+    assert (after.waited_at, after.doubted_at) == (NOW, NOW)
+    assert after.models["d1"].doubted_at is None
+    soon = learn(replace(waits, began_at=NOW + 60), after, ANY, NOW + 60)
+    assert (soon.waited_at, soon.doubted_at) == (NOW + 60, NOW)
+    unasked = learn(check(model(), in_vain_seconds=6.0), PROVEN, ANY, NOW)
+    assert (unasked.waited_at, unasked.doubted_at) == (NOW, None)

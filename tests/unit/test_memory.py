@@ -51,9 +51,15 @@ FULL = Memory(
     evictions=(("tiny", "other"),),
     models={
         "d1": ModelMemory(
-            "tiny", "7/1", own_tasks=((0, 1),), tokens=((0, 1, -1),), nobodys=((0, 1, 2.0),)
+            *("tiny", "7/1"),
+            own_tasks=((0, 1),),
+            tokens=((0, 1, -1),),
+            nobodys=((0, 1, 2.0),),
+            idle_since=2.0,
         )
     },
+    waited_at=2.0,
+    doubted_at=1.0,
     vram_percents={"tiny": 100.0},
     episodes=(Episode(1.0, 2.0, 3, True, "ready", "tiny"),),
 )

@@ -184,6 +184,8 @@ def test_a_model_is_suspected_when_it_says_nothing_or_has_left_us_unanswered(
 
 
 CALM = past(runnable_seconds=50.0)
+OF_OLD = past(runner=OLD.identity)
+UNLOADED = {"d2": ModelMemory(runner=OTHER_RUNNER.identity)}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,11 @@ CALM = past(runnable_seconds=50.0)
         # ... or would if it had a CPU, for which it waits a little in order to answer a check
         ((6.0,), check(queued(model(), 8.0)), CALM, 0.0),
         ((6.0,), check(queued(model(), 7.0)), CALM, 6.0),
+        # ... or its runner gives users tokens, which costs a GPU's runner next to nothing
+        ((6.0,), check(model(runner=replace(OLD, writes=800))), OF_OLD, 0.0),
+        ((6.0,), check(model(runner=OLD)), OF_OLD, 6.0),
+        # another one has just been unloaded, as for the sake of one that is about to be loaded
+        ((6.0,), check(model()), replace(CALM, models={**CALM.models, **UNLOADED}), 0.0),
         # a model is loaded, or may be
         ((6.0,), check(model()), replace(CALM, load=Load("tiny")), 0.0),
         ((6.0,), check(model(), loading=((OTHER_RUNNER, LOADING),)), CALM, 0.0),
@@ -218,10 +225,12 @@ def test_a_user_waits_in_vain_while_no_model_does_anything(
     [
         (model(), PROVEN, 6.0, True),
         (model(), PROVEN, 0.0, False),
-        (model(), past(doubted_at=NOW - 599), 6.0, False),
-        (model(), past(doubted_at=NOW - 601), 6.0, True),
+        (model(), replace(PROVEN, doubted_at=NOW - 599), 6.0, False),
+        (model(), replace(PROVEN, doubted_at=NOW - 601), 6.0, True),
+        # what stood still was another doubt
+        (model(), past(doubted_at=NOW - 599), 6.0, True),
         # the same one waits, for something else than this model, which has answered since
-        (model(), past(doubted_at=NOW - 601), 602.0, False),
+        (model(), replace(PROVEN, doubted_at=NOW - 601), 602.0, False),
         (model(health=LOADING), PROVEN, 6.0, False),
         (GONE, PROVEN, 6.0, False),
     ],
