@@ -130,10 +130,13 @@ def was_calm(model: Model, memory: Memory, now: float) -> bool:
 
 
 def is_idle(model: Model, memory: Memory, now: float) -> bool:
-    """Whether a model has done nothing since the last check, and is not doing anything."""
+    """Whether a model has done nothing since the last check, and is not doing anything.
+
+    One whose process has gone does nothing. What a GPU does shows only in `/slots`.
+    """
     seconds = now - (memory.checked_at or now)
     past, slots = past_of(model, memory), slots_of(model)
-    return (
+    return model.gone or (
         did_nothing(model, memory, now)
         and not is_processing(model)
         and not users_got_tokens(model.runner, slots, past, seconds)

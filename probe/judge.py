@@ -154,12 +154,14 @@ def _found(
     yield from loads.loading(observation, memory, settings, now)
     yield from loads.missing(observation, memory, settings, now)
     for model in observation.models:
+        if one := silence.stopping(model, observation, past, memory, settings, now):
+            yield one  # before what says that the end of its runner would help
+    for model in observation.models:
         yield from silence.of(model, observation, past, memory, settings, now)
     for model in observation.models:
         for one in (
             silence.for_nobody(model, observation, memory, settings, now),
             silence.crashed(model, memory),
-            silence.stopping(model, observation, memory, settings, now),
             vram.mismatch(model, observation, past),
             vram.residency(model, observation, past, memory, settings),
             _slow(model, memory, settings),

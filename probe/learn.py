@@ -18,7 +18,15 @@ from probe.activity import (
 from probe.loads import learn_load, learn_loads
 from probe.memory import Episode, Memory, ModelMemory
 from probe.observation import Asked, Model, Observation
-from probe.plan import CRASHES_SECONDS, is_doubted, is_suspected, same_model, shape_of, suspicion
+from probe.plan import (
+    CRASHES_SECONDS,
+    doubt,
+    is_doubted,
+    is_suspected,
+    same_model,
+    shape_of,
+    suspicion,
+)
 from probe.report import Verdict
 from probe.settings import Settings
 
@@ -57,7 +65,7 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
     crashes = _crashes(observation, memory, now)
-    memory = replace(_with_waiting(observation, memory, now), vram_percents=shares)
+    memory = replace(_with_waiting(observation, memory, settings, now), vram_percents=shares)
     memory = replace(memory, free_bytes=free, listed=listed, crashes=crashes)
     if observation.no_time:
         # What was known stands; the next check will see more.
@@ -74,10 +82,16 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     )
 
 
-def _with_waiting(observation: Observation, memory: Memory, now: float) -> Memory:
+def _with_waiting(
+    observation: Observation, memory: Memory, settings: Settings, now: float
+) -> Memory:
     """The memory with what was seen and asked of users who wait in vain."""
     in_vain = observation.in_vain_seconds
-    doubted = is_doubted(memory, observation.began_at, in_vain) and any(observation.asked.values())
+    wanted = [m for m in observation.models if m.state == "ready" and doubt(m, settings)]
+    asked = [observation.asked.get(model.row.key, ()) for model in wanted]
+    # One that has not answered is suspected for that.
+    answered = all(asked) and not any(is_unanswered(one) for each in asked for one in each)
+    doubted = is_doubted(memory, observation.began_at, in_vain) and bool(asked) and answered
     return replace(
         memory,
         waited_at=now if in_vain else memory.waited_at,
@@ -121,13 +135,16 @@ def _model(
     suspected = is_suspected(model, memory, settings, observation.began_at)
     doubted_at = now if asked and suspected else None
     if model.gone and model.row.key in memory.models:
-        return memory.models[model.row.key]  # so that it is known to be gone at the next check
+        # So that it is known to be gone at the next check.
+        due_since = _due_since(model, observation, memory, now)
+        return replace(memory.models[model.row.key], due_since=due_since)
     if observation.no_time and past is not None:
         silent_since = _silent_since(model, asked, past, memory, settings, now, no_time=True)
         return replace(
             past,
             silent_since=silent_since,
             nobodys=() if observation.clients else past.nobodys,
+            due_since=None,
             doubted_at=doubted_at or past.doubted_at,
         )
     row = next((one.row for one in reversed(asked) if one.row is not None), model.row)
@@ -156,7 +173,7 @@ def _model(
         # While it loads the server asks a runner how far it is, and its answers are no tokens.
         writes=runner.writes if runner and model.state != "loading" else None,
         doubted_at=doubted_at or known.doubted_at,
-        idle_since=_idle_since(model, known, memory, now),
+        due_since=_due_since(model, observation, memory, now),
         silent_since=_silent_since(model, asked, past, memory, settings, now),
         held_since=None,
         slow_checks=_slow_checks(model, asked, observation, memory, settings, now),
@@ -165,10 +182,13 @@ def _model(
     )
 
 
-def _idle_since(model: Model, past: ModelMemory, memory: Memory, now: float) -> float | None:
-    if model.state != "ready" or not is_idle(model, memory, now):
+def _due_since(model: Model, observation: Observation, memory: Memory, now: float) -> float | None:
+    """Since when a model that ought to be unloaded has done nothing, as checks have seen it."""
+    rests = (model.gone or model.state == "ready") and is_idle(model, memory, now)
+    if observation.no_time or not rests or model.row.expires_at >= now:
         return None
-    return now if past.idle_since is None else past.idle_since
+    since = memory.models.get(model.row.key, ModelMemory()).due_since
+    return now if since is None else since
 
 
 def is_proven(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:

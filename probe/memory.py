@@ -24,7 +24,8 @@ class ModelMemory:
         cpu_seconds: the same.
         writes: the same.
         doubted_at: when something seemed to be wrong and it was asked for that; None: never.
-        idle_since: since when it has done nothing; None: it did some work, or that is not known.
+        due_since: since when it has done nothing although its time is over; None: it did some work,
+            its time is not over, or that is not known.
         silent_since: when its runner first said nothing, or gave no token; None: it last did.
         held_since: since when its runner holds up `/api/ps`; None: it did not at the last check.
         slow_checks: how many checks in a row have found it slow.
@@ -48,7 +49,7 @@ class ModelMemory:
     cpu_seconds: float | None = None
     writes: int | None = None
     doubted_at: float | None = None
-    idle_since: float | None = None
+    due_since: float | None = None
     silent_since: float | None = None
     held_since: float | None = None
     slow_checks: int = 0

@@ -132,8 +132,9 @@ def in_vain_seconds(
     # Up to 0.29 a process that serves no model may be one that loads it.
     if is_loading(observation, memory) or observation.strays:
         return 0.0
-    here = {identity(model) for model in observation.models}
-    if any(past.runner not in here for past in memory.models.values()):
+    listed = {model.row.key for model in observation.models if model.gone}
+    listed |= {identity(model) for model in observation.models}
+    if any(key not in listed and past.runner not in listed for key, past in memory.models.items()):
         return 0.0  # one was unloaded, perhaps for the sake of another
     if not all(is_idle(model, memory, now) for model in observation.models):
         return 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from probe.activity import WORK_SHARE, is_llama_server, is_processing, slots_of
+from probe.activity import WORK_SHARE, is_idle, is_llama_server, is_processing, slots_of
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Dialect, Model, Observation
@@ -134,7 +134,12 @@ def for_nobody(
 
 
 def stopping(
-    model: Model, observation: Observation, memory: Memory, settings: Settings, now: float
+    model: Model,
+    observation: Observation,
+    past: Memory,
+    memory: Memory,
+    settings: Settings,
+    now: float,
 ) -> Verdict | None:
     """A model is being unloaded and does nothing: a request that does not end holds it, and users
     wait for it for as long (`ollama ps` says "Stopping...")."""
@@ -142,6 +147,12 @@ def stopping(
     waited_at = memory.waited_at
     if seconds <= longest or waited_at is None or now - waited_at > WAITED_SECONDS:
         return None
+    if _may_wait_for_its_gpu(model) and not _gpus_rest(model, observation):
+        return None  # for a prompt that it reads, perhaps
+    if is_loading(observation, memory):
+        return None
+    if not all(is_idle(one, past, now) for one in observation.models):
+        return None  # a restart would cut off another model's users
     words = (
         f"{model.row.name} has been unloading for {seconds:.0f} s while users wait, more than "
         f"{longest:g} s (PROBE_STOPPING_TIMEOUT)"
@@ -155,11 +166,9 @@ def stopping(
 
 
 def stopping_seconds(model: Model, memory: Memory, now: float) -> float:
-    """For how long a model that does nothing has had to be unloaded; 0: it has not."""
-    known = memory.models.get(model.row.key, ModelMemory())
-    if model.gone or known.idle_since is None:
-        return 0.0
-    return max(now - max(known.idle_since, model.row.expires_at), 0.0)
+    """For how long a model that ought to be unloaded has been seen to do nothing."""
+    since = memory.models.get(model.row.key, ModelMemory()).due_since
+    return 0.0 if since is None else now - since
 
 
 def nobody_seconds(model: Model, memory: Memory, now: float) -> float:
@@ -279,13 +288,18 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
     runner, ran = model.runner, model.runnable_seconds
     if runner is None or runner.blocked or runner.runnable or model.state != "silent":
         return False
+    if not _gpus_rest(model, observation):
+        return False
+    return ran is not None and ran < IDLE_SHARE * waited and now <= observation.ends_at
+
+
+def _gpus_rest(model: Model, observation: Observation) -> bool:
+    """Whether no GPU works, as far as that concerns a model; where it is not known, one may."""
     devices = observation.gpu.devices if observation.gpu else ()
     use = [device.utilization_percent for device in devices]
     if any(percent is not None and percent >= WORK_PERCENT for percent in use):
         return False
-    if model.row.size_vram_bytes and (not use or None in use):
-        return False
-    return ran is not None and ran < IDLE_SHARE * waited and now <= observation.ends_at
+    return not model.row.size_vram_bytes or (bool(use) and None not in use)
 
 
 def _may_wait_for_its_gpu(model: Model) -> bool:

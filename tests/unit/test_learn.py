@@ -296,5 +296,8 @@ def test_a_user_who_waits_is_remembered_and_when_that_was_asked_about() -> None:
     assert after.models["d1"].doubted_at is None
     soon = learn(replace(waits, began_at=NOW + 60), after, ANY, NOW + 60)
     assert (soon.waited_at, soon.doubted_at) == (NOW + 60, NOW)
+    in_vain = replace(waits, asked={"d1": (Asked(TO_SERVER, NOTHING),)})
+    unanswered = learn(in_vain, PROVEN, ANY, NOW)  # it is suspected for that
+    assert (unanswered.waited_at, unanswered.doubted_at) == (NOW, None)
     unasked = learn(check(model(), in_vain_seconds=6.0), PROVEN, ANY, NOW)
     assert (unasked.waited_at, unasked.doubted_at) == (NOW, None)

@@ -55,7 +55,7 @@ FULL = Memory(
             own_tasks=((0, 1),),
             tokens=((0, 1, -1),),
             nobodys=((0, 1, 2.0),),
-            idle_since=2.0,
+            due_since=2.0,
         )
     },
     waited_at=2.0,

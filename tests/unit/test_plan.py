@@ -195,7 +195,7 @@ UNLOADED = {"d2": ModelMemory(runner=OTHER_RUNNER.identity)}
         ((4.0,), check(model()), CALM, 0.0),
         ((), check(model()), CALM, 0.0),
         ((900.0, 6.0, 4.0), check(model()), CALM, 6.0),  # the last of them who has waited
-        ((6.0,), check(model(), GONE), CALM, 0.0),
+        ((6.0,), check(model(), GONE), CALM, 6.0),  # a process that has gone does nothing
         # nobody knows what the other one did, or it works
         ((6.0,), check(model(), OTHER), CALM, 0.0),
         ((6.0,), check(model()), past(cpu_seconds=48.0), 0.0),
