@@ -20,6 +20,7 @@ from probe.memory import Episode, Memory, ModelMemory
 from probe.observation import Asked, Model, Observation
 from probe.plan import (
     CRASHES_SECONDS,
+    DOUBT_SECONDS,
     doubt,
     is_doubted,
     is_suspected,
@@ -94,7 +95,8 @@ def _with_waiting(
     doubted = is_doubted(memory, observation.began_at, in_vain) and bool(asked) and answered
     return replace(
         memory,
-        waited_at=now if in_vain else memory.waited_at,
+        # Who has waited for longer may have gone without a word, or never have asked.
+        waited_at=now if 0 < in_vain <= DOUBT_SECONDS else memory.waited_at,
         doubted_at=now if doubted else memory.doubted_at,
     )
 
@@ -132,7 +134,8 @@ def _model(
 ) -> ModelMemory:
     asked = observation.asked.get(model.row.key, ())
     past = past_of(model, memory)
-    suspected = is_suspected(model, memory, settings, observation.began_at)
+    began, in_vain = observation.began_at, observation.in_vain_seconds
+    suspected = is_suspected(model, memory, settings, began, in_vain=in_vain)
     doubted_at = now if asked and suspected else None
     if model.gone and model.row.key in memory.models:
         # So that it is known to be gone at the next check.

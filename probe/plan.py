@@ -95,7 +95,7 @@ def is_suspected(
         since_doubted = math.inf if past.doubted_at is None else now - past.doubted_at
         if stands_still(model, memory, now) and since_doubted >= DOUBT_SECONDS:
             return True
-        if is_doubted(memory, now, in_vain):
+        if is_doubted(memory, now, in_vain) and since_doubted >= max(DOUBT_SECONDS, in_vain):
             return True
     silent_since = past.silent_since if past else None
     if model.state == "silent":

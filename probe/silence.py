@@ -147,12 +147,13 @@ def stopping(
     waited_at = memory.waited_at
     if seconds <= longest or waited_at is None or now - waited_at > WAITED_SECONDS:
         return None
-    if _may_wait_for_its_gpu(model) and not _gpus_rest(model, observation):
-        return None  # for a prompt that it reads, perhaps
-    if is_loading(observation, memory):
+    if is_loading(observation, memory) or observation.strays:
         return None
-    if not all(is_idle(one, past, now) for one in observation.models):
-        return None  # a restart would cut off another model's users
+    for one in observation.models:
+        # A restart would cut off another model's users. A GPU may read a long prompt of theirs.
+        hidden = _may_wait_for_its_gpu(one) and not _gpus_rest(one, observation)
+        if hidden or not is_idle(one, past, now):
+            return None
     words = (
         f"{model.row.name} has been unloading for {seconds:.0f} s while users wait, more than "
         f"{longest:g} s (PROBE_STOPPING_TIMEOUT)"

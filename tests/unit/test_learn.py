@@ -293,11 +293,13 @@ def test_a_user_who_waits_is_remembered_and_when_that_was_asked_about() -> None:
     waits = check(model(), to=(ANSWERED,), in_vain_seconds=6.0)
     after = learn(waits, PROVEN, ANY, NOW)
     assert (after.waited_at, after.doubted_at) == (NOW, NOW)
-    assert after.models["d1"].doubted_at is None
+    assert after.models["d1"].doubted_at == NOW
     soon = learn(replace(waits, began_at=NOW + 60), after, ANY, NOW + 60)
     assert (soon.waited_at, soon.doubted_at) == (NOW + 60, NOW)
     in_vain = replace(waits, asked={"d1": (Asked(TO_SERVER, NOTHING),)})
     unanswered = learn(in_vain, PROVEN, ANY, NOW)  # it is suspected for that
     assert (unanswered.waited_at, unanswered.doubted_at) == (NOW, None)
+    for_long = learn(replace(waits, in_vain_seconds=601.0), PROVEN, ANY, NOW)
+    assert (for_long.waited_at, for_long.doubted_at) == (None, NOW)
     unasked = learn(check(model(), in_vain_seconds=6.0), PROVEN, ANY, NOW)
     assert (unasked.waited_at, unasked.doubted_at) == (NOW, None)

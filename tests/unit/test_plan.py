@@ -227,8 +227,9 @@ def test_a_user_waits_in_vain_while_no_model_does_anything(
         (model(), PROVEN, 0.0, False),
         (model(), replace(PROVEN, doubted_at=NOW - 599), 6.0, False),
         (model(), replace(PROVEN, doubted_at=NOW - 601), 6.0, True),
-        # what stood still was another doubt
-        (model(), past(doubted_at=NOW - 599), 6.0, True),
+        # it has answered, and another one has not
+        (model(), past(doubted_at=NOW - 599), 6.0, False),
+        (model(), past(doubted_at=NOW - 601), 602.0, False),
         # the same one waits, for something else than this model, which has answered since
         (model(), replace(PROVEN, doubted_at=NOW - 601), 602.0, False),
         (model(health=LOADING), PROVEN, 6.0, False),

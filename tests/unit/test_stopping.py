@@ -107,13 +107,17 @@ def test_a_runner_may_wait_for_its_gpu(one: Model, more: dict[str, Any], reason:
     ("other", "more", "reason"),
     [
         (OTHER, {}, "stalled"),
+        (OTHER, {"strays": 1}, "ready"),
         (model(OTHER_ROW, runner=replace(OTHER_RUNNER, cpu_seconds=55.0)), {}, "ready"),
+        (model(OTHER_ROW, runner=replace(OLD, pid=8)), {}, "ready"),
+        (model(OTHER_ROW, runner=replace(OLD, pid=8)), {"gpu": GPU}, "stalled"),
         (OTHER, {"loading": ((replace(RUNNER, pid=9), LOADING),)}, "loading"),
     ],
 )
 def test_nobody_else_is_cut_off_by_a_restart(
     other: Model, more: dict[str, Any], reason: str
 ) -> None:
+    """Nor a prompt that a GPU reads, where neither slots nor NVML would show it."""
     verdict, _ = judge(check(HELD, other, **more), beside(idle(200)), ANY, NOW)
     assert str(verdict.reason) == reason, verdict
 
