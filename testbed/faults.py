@@ -26,7 +26,8 @@ _EVENT_EXIT, _EVENT_STOP = 6, 128
 _ALL_CHILDREN = 0x40000000  # __WALL
 
 _WORK_SECONDS, _WORK_TICKS = 0.5, 5
-"""A thread that has run for so many clock ticks in this time, on a quiet machine, is at work."""
+"""Threads at work run for so many clock ticks in this time, on a quiet machine, and at least half
+as long as the one that runs longest: with others the rest of the process would stand still, too."""
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -70,10 +71,17 @@ def _ptrace(request: int, thread: int, data: int) -> None:
 
 
 def _hang(pid: int) -> None:
-    hung = 0
-    while (workers := _at_work(pid)) or not hung:  # those that wait for one that hangs may spin
-        hung += len(workers)
-        for thread in workers:
+    seconds, enough = scaled(_WORK_SECONDS), 0
+    while True:
+        ran = _ran_in(pid, seconds)
+        if not enough:
+            if max(ran.values(), default=0) < _WORK_TICKS:
+                continue  # it is at work, and no CPU is free for it
+            enough = max(ran.values()) // 2
+        workers = [thread for thread, ticks in ran.items() if ticks >= max(enough, _WORK_TICKS)]
+        if not workers:
+            break
+        for thread in workers:  # then those that wait for one that hangs, and spin
             _ptrace(_SEIZE, thread, 0)
             _ptrace(_INTERRUPT, thread, 0)
             os.waitpid(thread, _ALL_CHILDREN)
@@ -83,10 +91,11 @@ def _hang(pid: int) -> None:
             os.waitpid(-1, _ALL_CHILDREN)  # a thread that is killed has ended only then
 
 
-def _at_work(pid: int) -> list[int]:
+def _ran_in(pid: int, seconds: float) -> dict[int, int]:
+    """For how long each thread runs in a time, in clock ticks."""
     before = _ran(pid)
-    time.sleep(scaled(_WORK_SECONDS))
-    return [one for one, ticks in _ran(pid).items() if ticks - before.get(one, 0) >= _WORK_TICKS]
+    time.sleep(seconds)
+    return {thread: ticks - before.get(thread, 0) for thread, ticks in _ran(pid).items()}
 
 
 def _ran(pid: int) -> dict[int, int]:
