@@ -110,7 +110,13 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
         pytest.param("unchecked_twin", "big", marks=pytest.mark.more),
     ],
 )
-@pytest.mark.parametrize("patience", [8.0, LONG_SECONDS], ids=["give up", "wait"])
+@pytest.mark.parametrize(
+    "patience",
+    [
+        pytest.param(8.0, id="give up"),
+        pytest.param(LONG_SECONDS, id="wait", marks=pytest.mark.more),
+    ],
+)
 def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
     request: pytest.FixtureRequest, begin: str, model: str, patience: float
 ) -> None:
