@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from probe.processes import stat
 from testbed.deadlines import scaled
 
-_SEIZE, _INTERRUPT, _LISTEN, _CONT = 0x4206, 0x4207, 0x4208, 7
+_SEIZE, _INTERRUPT, _LISTEN, _CONT, _DETACH = 0x4206, 0x4207, 0x4208, 7, 17
 _TRACE_EXIT = 0x40
 _EVENT_EXIT, _EVENT_STOP = 6, 128
 _ALL_CHILDREN = 0x40000000  # __WALL
@@ -28,6 +28,8 @@ _ALL_CHILDREN = 0x40000000  # __WALL
 _WORK_SECONDS, _WORK_TICKS = 0.5, 5
 """Threads at work run for so many clock ticks in this time, on a quiet machine, and at least half
 as long as the one that runs longest: with others the rest of the process would stand still, too."""
+
+_TIMES, _AGAIN_SECONDS = 300, 0.001
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -82,13 +84,46 @@ def _hang(pid: int) -> None:
         if not workers:
             break
         for thread in workers:  # then those that wait for one that hangs, and spin
-            _ptrace(_SEIZE, thread, 0)
-            _ptrace(_INTERRUPT, thread, 0)
-            os.waitpid(thread, _ALL_CHILDREN)
+            _stop_in_library(pid, thread)
     print("begun", flush=True)
     with suppress(ChildProcessError):
         while True:
             os.waitpid(-1, _ALL_CHILDREN)  # a thread that is killed has ended only then
+
+
+def _stop_in_library(pid: int, thread: int) -> None:
+    """Stop a thread while it computes, which it does in a library.
+
+    In the program itself it may hold what all others need: the whole of a Go program stands still
+    when a thread does that runs its code.
+    """
+    libraries = _libraries(pid)
+    _ptrace(_SEIZE, thread, 0)
+    for _ in range(_TIMES):
+        _ptrace(_INTERRUPT, thread, 0)
+        os.waitpid(thread, _ALL_CHILDREN)
+        with open(f"/proc/{pid}/task/{thread}/syscall", encoding="ascii") as file:
+            words = file.read().split()
+        at = int(words[-1], 16)
+        if words[0] == "-1" and any(begin <= at < end for begin, end in libraries):
+            return
+        _ptrace(_CONT, thread, 0)
+        time.sleep(_AGAIN_SECONDS)
+    # By now it sleeps, and waits for one that is stopped.
+    _ptrace(_INTERRUPT, thread, 0)
+    os.waitpid(thread, _ALL_CHILDREN)
+    _ptrace(_DETACH, thread, 0)
+
+
+def _libraries(pid: int) -> list[tuple[int, int]]:
+    """Where the code of its shared libraries is, in the memory of a process."""
+    found = []
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+        for fields in map(str.split, file):
+            if len(fields) > 5 and "x" in fields[1] and ".so" in fields[5]:
+                begin, _, end = fields[0].partition("-")
+                found.append((int(begin, 16), int(end, 16)))
+    return found
 
 
 def _ran_in(pid: int, seconds: float) -> dict[int, int]:
