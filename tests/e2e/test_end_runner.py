@@ -103,6 +103,10 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
 
 
 # With a small model the threads at work in a `llama-server` are those that send its tokens.
+@pytest.mark.skipif(
+    "HANGING_CALLS" not in os.environ,
+    reason="on a crowded machine the fault is not always made as it should be; set HANGING_CALLS=1",
+)
 @pytest.mark.parametrize(
     ("begin", "model"),
     [
