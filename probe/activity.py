@@ -71,6 +71,17 @@ def stands_still(model: Model, memory: Memory, now: float) -> bool:
     return bool(marks) and all(mark in (past.tokens or ()) for mark in marks)
 
 
+def seconds_since(memory: Memory, now: float) -> float:
+    """How long ago the last check began; 0 where there was none."""
+    return now - (memory.checked_at or now)
+
+
+def has_served(model: Model, memory: Memory, now: float) -> bool:
+    """Whether tokens of a model were counted for users since the last check."""
+    past, seconds = past_of(model, memory), seconds_since(memory, now)
+    return users_got_tokens(model.runner, slots_of(model), past, seconds)
+
+
 def users_got_tokens(
     runner: Runner | None,
     slots: tuple[Slot, ...] | None,
@@ -134,24 +145,22 @@ def is_idle(model: Model, memory: Memory, now: float) -> bool:
 
     One whose process has gone does nothing. What a GPU does shows only in `/slots`.
     """
-    seconds = now - (memory.checked_at or now)
-    past, slots = past_of(model, memory), slots_of(model)
     return model.gone or (
         did_nothing(model, memory, now)
         and not is_processing(model)
-        and not users_got_tokens(model.runner, slots, past, seconds)
+        and not has_served(model, memory, now)
     )
 
 
 def did_nothing(model: Model, memory: Memory, now: float) -> bool:
     """Whether a model did next to nothing since the last check, although it got the CPU for it."""
     ran, queued = _ran_and_queued(model, memory)
-    seconds = now - (memory.checked_at or now)
-    return ran <= _little(memory, now) and queued <= max(STARVED_SHARE * seconds, CALM_SECONDS)
+    starved = max(STARVED_SHARE * seconds_since(memory, now), CALM_SECONDS)
+    return ran <= _little(memory, now) and queued <= starved
 
 
 def _little(memory: Memory, now: float) -> float:
-    return max(WORK_SHARE * (now - (memory.checked_at or now)), CALM_SECONDS)
+    return max(WORK_SHARE * seconds_since(memory, now), CALM_SECONDS)
 
 
 def _ran_and_queued(model: Model, memory: Memory) -> tuple[float, float]:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from probe.activity import (
     OWN_TOKENS,
+    has_served,
     identity,
     is_calm,
     is_idle,
     past_of,
     progress_of,
+    seconds_since,
     slots_of,
     users_got_tokens,
     was_calm,
@@ -66,8 +68,8 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
     crashes = _crashes(observation, memory, now)
-    memory = replace(_with_waiting(observation, memory, settings, now), vram_percents=shares)
-    memory = replace(memory, free_bytes=free, listed=listed, crashes=crashes)
+    memory = _with_waiting(observation, memory, settings, now)
+    memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed, crashes=crashes)
     if observation.no_time:
         # What was known stands; the next check will see more.
         return replace(
@@ -135,8 +137,8 @@ def _model(
     asked = observation.asked.get(model.row.key, ())
     past = past_of(model, memory)
     began, in_vain = observation.began_at, observation.in_vain_seconds
-    suspected = is_suspected(model, memory, settings, began, in_vain=in_vain)
-    doubted_at = now if asked and suspected else None
+    doubted = bool(asked) and is_suspected(model, memory, settings, began, in_vain=in_vain)
+    doubted_at = now if doubted else None
     if model.gone and model.row.key in memory.models:
         # So that it is known to be gone at the next check.
         due_since = _due_since(model, observation, memory, now)
@@ -203,12 +205,11 @@ def is_proven(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float
 
 def serves_users(model: Model, asked: tuple[Asked, ...], memory: Memory, now: float) -> bool:
     """Whether users have got tokens since the last check, or while we waited."""
-    past, seconds = past_of(model, memory), now - (memory.checked_at or now)
-    slots = slots_of(model)
     if not asked or any(one.answer.outcome == "token" for one in asked):
-        return users_got_tokens(model.runner, slots, past, seconds)
-    after = asked[-1]
-    return users_got_tokens(after.runner or model.runner, after.slots or slots, past, seconds)
+        return has_served(model, memory, now)
+    after, past = asked[-1], past_of(model, memory)
+    runner, slots = after.runner or model.runner, after.slots or slots_of(model)
+    return users_got_tokens(runner, slots, past, seconds_since(memory, now))
 
 
 def _nobodys(

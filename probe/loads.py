@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import vram
-from probe.activity import past_of, slots_of, users_got_tokens
+from probe.activity import has_served
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
 from probe.plan import same_model
@@ -202,11 +202,7 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
 
 def _others_are_served(observation: Observation, memory: Memory, now: float) -> bool:
     """Whether users get tokens of other models: a load waits for these where there is no room."""
-    seconds = now - (memory.checked_at or now)
-    for model in observation.models:
-        if users_got_tokens(model.runner, slots_of(model), past_of(model, memory), seconds):
-            return True
-    return False
+    return any(has_served(model, memory, now) for model in observation.models)
 
 
 def _name_of(runner: Runner, memory: Memory) -> str:

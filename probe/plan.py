@@ -11,6 +11,7 @@ from dataclasses import replace
 from probe.activity import (
     OWN_TOKENS,
     WORK_SHARE,
+    has_served,
     identity,
     is_calm,
     is_idle,
@@ -19,7 +20,6 @@ from probe.activity import (
     past_of,
     slots_of,
     stands_still,
-    users_got_tokens,
 )
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, Model, Observation, Slot
@@ -102,11 +102,8 @@ def is_suspected(
         ran = model.runnable_seconds
         idle = ran is None or ran < WORK_SHARE * model.silent_seconds
         return idle or now - (silent_since or now) > busy_timeout(model, settings)
-    slots = slots_of(model)
     return (
-        model.state == "ready"
-        and silent_since is not None
-        and not users_got_tokens(model.runner, slots, past, now - (memory.checked_at or now))
+        model.state == "ready" and silent_since is not None and not has_served(model, memory, now)
     )
 
 
@@ -129,8 +126,7 @@ def in_vain_seconds(
         memory: what the checks before left.
         now: seconds of the monotonic clock.
     """
-    # Up to 0.29 a process that serves no model may be one that loads it.
-    if is_loading(observation, memory) or observation.strays:
+    if may_be_loading(observation, memory):
         return 0.0
     listed = {model.row.key for model in observation.models if model.gone}
     listed |= {identity(model) for model in observation.models}
@@ -144,6 +140,11 @@ def in_vain_seconds(
 def is_loading(observation: Observation, memory: Memory) -> bool:
     """Whether a model is being loaded, for which requests for others may have to wait."""
     return memory.load is not None or sees_load(observation)
+
+
+def may_be_loading(observation: Observation, memory: Memory) -> bool:
+    """The same, or not listed: up to 0.29 a process that serves no model may be one that loads."""
+    return is_loading(observation, memory) or observation.strays > 0
 
 
 def sees_load(observation: Observation) -> bool:

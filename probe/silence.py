@@ -12,7 +12,15 @@ from probe.activity import WORK_SHARE, is_idle, is_llama_server, is_processing, 
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Dialect, Model, Observation
-from probe.plan import busy_timeout, crashes, is_loading, is_required, nobody_timeout, suspicion
+from probe.plan import (
+    busy_timeout,
+    crashes,
+    is_loading,
+    is_required,
+    may_be_loading,
+    nobody_timeout,
+    suspicion,
+)
 from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
 from probe.settings import Settings
 
@@ -147,7 +155,7 @@ def stopping(
     waited_at = memory.waited_at
     if seconds <= longest or waited_at is None or now - waited_at > WAITED_SECONDS:
         return None
-    if is_loading(observation, memory) or observation.strays:
+    if may_be_loading(observation, memory):
         return None
     for one in observation.models:
         # A restart would cut off another model's users. A GPU may read a long prompt of theirs.
@@ -296,11 +304,16 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
 
 def _gpus_rest(model: Model, observation: Observation) -> bool:
     """Whether no GPU works, as far as that concerns a model; where it is not known, one may."""
-    devices = observation.gpu.devices if observation.gpu else ()
-    use = [device.utilization_percent for device in devices]
+    use = _gpu_use(observation)
     if any(percent is not None and percent >= WORK_PERCENT for percent in use):
         return False
     return not model.row.size_vram_bytes or (bool(use) and None not in use)
+
+
+def _gpu_use(observation: Observation) -> list[int | None]:
+    """In percent, of each GPU; None: not known."""
+    devices = observation.gpu.devices if observation.gpu else ()
+    return [device.utilization_percent for device in devices]
 
 
 def _may_wait_for_its_gpu(model: Model) -> bool:
@@ -322,8 +335,7 @@ def _works(
             return True
         if runnable_seconds < IDLE_SHARE * waited and not _may_wait_for_its_gpu(model):
             return False
-    devices = observation.gpu.devices if observation.gpu else ()
-    use = [device.utilization_percent for device in devices]
+    use = _gpu_use(observation)
     if runnable_seconds is not None and (not use or None in use):
         # A little work on a CPU keeps a GPU busy, and how busy that is nobody says.
         return model.row.size_vram_bytes > 0
