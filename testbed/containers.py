@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,21 @@ def remove(container: Container) -> None:
 
     On a crowded machine one that has gigabytes of memory takes longer than the engine waits.
     """
+    # By its name: after it was recreated it is another one.
+    name, api = str(container.name), container.client.api  # type: ignore[union-attr]
+    with suppress(docker.errors.NotFound):
+        _again(lambda: api.remove_container(name, force=True, v=True), "can not be killed")
+
+
+def _again(act: Callable[[], object], words: str) -> None:
+    """Do something, again where the engine gives up with these words."""
     deadline = Deadline()
     while True:
         try:
-            # By its name: after it was recreated it is another one.
-            container.client.api.remove_container(  # type: ignore[union-attr]
-                str(container.name), force=True, v=True
-            )
-            return
-        except docker.errors.NotFound:
+            act()
             return
         except docker.errors.APIError as error:
-            if "can not be killed" not in str(error) or deadline.passed:
+            if words not in str(error) or deadline.passed:
                 raise
 
 
@@ -210,14 +214,7 @@ class Workload:
 
     def pause(self) -> None:
         """Pause it; again, where runc gives up as its processes get no CPU in time to freeze."""
-        deadline = Deadline()
-        while True:
-            try:
-                self.container.pause()
-                return
-            except docker.errors.APIError as error:
-                if "unable to freeze" not in str(error) or deadline.passed:
-                    raise
+        _again(self.container.pause, "unable to freeze")
 
     def starve(self, words: str) -> None:
         """Leave processes only the CPU time that others do not want, and others want all."""

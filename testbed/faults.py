@@ -84,7 +84,8 @@ def _hang(pid: int) -> None:
         if not workers:
             break
         for thread in workers:  # then those that wait for one that hangs, and spin
-            _stop_in_library(pid, thread)
+            with suppress(ProcessLookupError, FileNotFoundError):  # it has ended by now
+                _stop_in_library(pid, thread)
     print("begun", flush=True)
     with suppress(ChildProcessError):
         while True:

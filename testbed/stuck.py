@@ -22,7 +22,7 @@ ENDLESS = {"num_predict": 1_000_000, "num_ctx": 8192, "temperature": 5, "top_p":
 _STUCK_TOKENS = 2000
 """More than fit into the buffers of both sides."""
 
-ENOUGH_TOKENS = 3000
+LONG_ANSWER_TOKENS = 3000
 """For an answer whose user stops reading long before its end."""
 
 

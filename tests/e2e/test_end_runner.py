@@ -20,7 +20,7 @@ from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.faults import hung, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
-from testbed.stuck import ENOUGH_TOKENS, SYSCTLS, stuck
+from testbed.stuck import LONG_ANSWER_TOKENS, SYSCTLS, stuck
 from testbed.webhook import Webhook
 
 Start = Callable[..., Ollama]
@@ -148,7 +148,7 @@ def test_a_model_that_one_client_keeps_from_unloading_is_stalled_while_others_wa
     server = unchecked_twin(env, sysctls=SYSCTLS)
     server.generate("tiny", num_ctx=8192)
     server.check()
-    with stuck(server, "tiny", num_predict=ENOUGH_TOKENS):
+    with stuck(server, "tiny", num_predict=LONG_ANSWER_TOKENS):
         server.check_until(lambda verdict: "gives users tokens" not in verdict.message)
         server.request(model="tiny", prompt="", keep_alive=0)
         alone = server.check_until(lambda v: int(v.readings.get("stopping_seconds") or 0) > 10)
