@@ -42,6 +42,9 @@ DEFAULT = ("0.9.3", OLLAMA)
 GPUS = "/run/gpus"
 """Where a container sees the NVML stand-in; a check loads it only where it is told to."""
 
+INTERVAL_SECONDS = 8.0
+"""Of the image's HEALTHCHECK."""
+
 MORE_MODELS = {"short": (2, 128, 2048), "mid": (4, 512, 8192)}
 """Layers, width and trained context of the models that only benchmarks need."""
 
@@ -117,6 +120,10 @@ class Generation:
                 if ("runner" in words or "llama-server" in words) and weights in words:
                     found.append(process)
         return found
+
+    def identities(self, model: str = "") -> set[tuple[int, float]]:
+        """What tells these processes from those of a later load."""
+        return {(process.pid, process.create_time()) for process in self.runners(model)}
 
     def _weights(self, model: str) -> str:
         shown = self._post("/api/show", {"model": model})["modelfile"]

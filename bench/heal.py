@@ -32,6 +32,7 @@ import docker
 import httpx
 
 from autoheal.incident import seconds_of
+from bench.generations import INTERVAL_SECONDS
 from testbed import runner, twins
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, Deadline
@@ -39,9 +40,6 @@ from testbed.models import volume_of_models
 from testbed.network import free_port
 from testbed.ollama import Ollama
 from testbed.runs import LABELS, unique
-
-INTERVAL_SECONDS = 8.0
-"""Of the image's HEALTHCHECK."""
 
 GIVE_UP_SECONDS = 8.0
 USERS = {"wait": 600.0, "give up": GIVE_UP_SECONDS}

@@ -34,7 +34,7 @@ from typing import Any
 import httpx
 import psutil
 
-from bench.generations import Generation, User, arguments, generations
+from bench.generations import INTERVAL_SECONDS, Generation, User, arguments, generations
 from probe.report import parse
 from testbed.deadlines import scaled
 from testbed.runs import unique
@@ -47,9 +47,6 @@ PIECES = 75
 
 USERS = 4
 EVERY_SECONDS = 5.0
-
-INTERVAL_SECONDS = 8.0
-"""Of the image's HEALTHCHECK."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "tiny": {"num_ctx": 1024, "num_batch": 64},
@@ -102,12 +99,12 @@ def turns(server: Generation, model: str, count: int) -> None:
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             text = prompt()
             first.append(server.generate(model, text)["prompt_eval_duration"] / 1e9)
-            runners = {(p.pid, p.create_time()) for p in server.runners(model)}
+            runners = server.identities(model)
             ways[name]()
             began = time.monotonic()
             server.generate(model, f"{text} f g")
             took[name].append(time.monotonic() - began)
-            reloads[name] += runners != {(p.pid, p.create_time()) for p in server.runners(model)}
+            reloads[name] += runners != server.identities(model)
     base = statistics.median(took["nothing"])
     print(f"\n**{server.name}**: a new conversation takes {statistics.median(first):.2f} s\n")
     print("| in the pause | the next turn | ratio | loaded again |\n|---|---|---|---|")
@@ -189,7 +186,7 @@ def answers(server: Generation, periods: int, minutes: float) -> None:
     for request in requests:
         request()
     memory, found = unique("checks"), []
-    loaded = {(p.pid, p.create_time()) for p in server.runners()}
+    loaded = server.identities()
     reloads = {True: 0, False: 0}
     for number in range(periods):
         period = Period(checked=bool(number % 2))
@@ -204,7 +201,7 @@ def answers(server: Generation, periods: int, minutes: float) -> None:
         period.over.set()
         for user in users:
             user.join()
-        now = {(p.pid, p.create_time()) for p in server.runners()}
+        now = server.identities()
         reloads[period.checked] += len(now - loaded)
         loaded = now
         found.append(period)
