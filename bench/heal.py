@@ -16,9 +16,7 @@ Without `--image` it is the twin of today's Ollama (`testbed/twin`).
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import signal
 import statistics
 import tempfile
 import threading
@@ -36,6 +34,7 @@ from bench.generations import INTERVAL_SECONDS
 from testbed import runner, twins
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.faults import freeze
 from testbed.models import volume_of_models
 from testbed.network import free_port
 from testbed.ollama import Ollama
@@ -144,7 +143,7 @@ def _hang(server: Ollama, patience: float) -> Run:
     address = f"http://127.0.0.1:{published['HostPort']}"
     time.sleep(random.uniform(0, INTERVAL_SECONDS))
     with server.endless_request("tiny", options={"num_predict": 1_000_000}):
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         began = time.time()
         users = Crowd(address, patience)
         try:

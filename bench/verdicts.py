@@ -20,7 +20,6 @@ Ollama says in `/api/ps` what one with a GPU says.
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ import psutil
 from bench.generations import GPUS, Generation, User, arguments, generations
 from probe.report import parse
 from testbed.deadlines import scaled
-from testbed.faults import hung
+from testbed.faults import freeze, hung
 from testbed.front import Front, in_front_of
 from testbed.network import bridge_gateway
 from testbed.nvml import HEALTHY
@@ -191,18 +190,20 @@ def load_slowly(scene: Scene) -> None:
     threading.Thread(target=slow_down, daemon=True).start()
 
 
-def signal_runners(number: signal.Signals, model: str = "") -> Act:
+def freeze_runners(model: str = "") -> Act:
     def act(scene: Scene) -> None:
         for process in scene.server.runners(model):
             scene.exempt.add(process.pid)
-            process.send_signal(number)
-        time.sleep(0.3)
+            freeze(process.pid)
 
     return act
 
 
-def freeze(model: str = "") -> Act:
-    return signal_runners(signal.SIGSTOP, model)
+def kill_runners(scene: Scene) -> None:
+    for process in scene.server.runners():
+        scene.exempt.add(process.pid)
+        process.kill()
+    time.sleep(0.3)
 
 
 def hang(scene: Scene) -> None:
@@ -213,7 +214,7 @@ def hang(scene: Scene) -> None:
 
 
 def freeze_server(scene: Scene) -> None:
-    scene.server.process.suspend()
+    freeze(scene.server.process.pid)
 
 
 def kill_server(scene: Scene) -> None:
@@ -311,21 +312,21 @@ STATES = [
     ),
     State("a required model is not loaded yet", True, required="tiny"),
     State("a required model is not installed", False, model="gone", models=(), required="gone"),
-    State("the process was killed while idle", True, signal_runners(signal.SIGKILL), use()),
-    State("the process hangs, idle", None, freeze(), use()),
-    State("the process hangs, idle, then a user asks", None, each(freeze(), asking), use()),
+    State("the process was killed while idle", True, kill_runners, use()),
+    State("the process hangs, idle", None, freeze_runners(), use()),
+    State("the process hangs, idle, then a user asks", None, each(freeze_runners(), asking), use()),
     State(
         "the process hangs in the middle of an answer",
-        *(False, freeze(), generating("tiny")),
+        *(False, freeze_runners(), generating("tiny")),
     ),
     State(
         "one of two models hangs in the middle of an answer",
-        *(False, freeze("tiny"), each(use("mid"), generating("tiny"))),
+        *(False, freeze_runners("tiny"), each(use("mid"), generating("tiny"))),
         models=BOTH,
     ),
     State(
         "a model hangs that is not the required one",
-        *(False, freeze("tiny"), each(use("mid"), generating("tiny"))),
+        *(False, freeze_runners("tiny"), each(use("mid"), generating("tiny"))),
         model="mid",
         models=BOTH,
         required="mid",

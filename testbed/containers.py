@@ -19,6 +19,7 @@ from docker.models.containers import Container
 
 from probe.report import Verdict, parse
 from testbed.deadlines import ORDINARY_SECONDS, Deadline
+from testbed.faults import freeze
 
 OLLAMA = "ollama-autoheal/ollama"
 AUTOHEAL = "ollama-autoheal/autoheal"
@@ -200,17 +201,18 @@ class Workload:
 
     def freeze(self, words: str) -> None:
         """Stop processes (SIGSTOP)."""
-        self._signal(words, signal.SIGSTOP)
+        for pid in self._pids(words):
+            freeze(pid)
 
     def thaw(self, words: str) -> None:
         """Let stopped processes go on."""
-        self._signal(words, signal.SIGCONT)
+        for pid in self._pids(words):
+            os.kill(pid, signal.SIGCONT)
 
-    def _signal(self, words: str, number: signal.Signals) -> None:
-        pids = self.pids(words)
-        assert pids, f"no process {words!r}"
-        for pid in pids:
-            os.kill(pid, number)
+    def _pids(self, words: str) -> list[int]:
+        found = self.pids(words)
+        assert found, f"no process {words!r}"
+        return found
 
     def pause(self) -> None:
         """Pause it; again, where runc gives up as its processes get no CPU in time to freeze."""

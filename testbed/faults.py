@@ -1,9 +1,10 @@
-"""Faults of a process that signals cannot make: it is traced (ptrace), as by a debugger.
+"""Faults of a process.
 
     python -m testbed.faults unkillable PID
     python -m testbed.faults hung PID
 
-Each lasts until this program ends.
+These two are none that a signal could make: the process is traced (ptrace), as by a debugger, and
+they last until this program ends.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from probe.processes import stat
-from testbed.deadlines import scaled
+from probe.processes import stat, thread_states
+from testbed.deadlines import Deadline, scaled
 
 _SEIZE, _INTERRUPT, _LISTEN, _CONT, _DETACH = 0x4206, 0x4207, 0x4208, 7, 17
 _TRACE_EXIT = 0x40
@@ -32,6 +33,19 @@ as long as the one that runs longest: with others the rest of the process would 
 _TIMES, _AGAIN_SECONDS = 300, 0.001
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process (SIGSTOP), and wait until all of it has stopped.
+
+    Until one of its threads has had a CPU to take the signal, the others go on: a runner may still
+    answer for its health, and take the request that it was to miss.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    deadline = Deadline()
+    while any(state not in "Tt" for _, state in thread_states(pid)):
+        assert not deadline.passed, f"process {pid} has not stopped"
+        time.sleep(0.001)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import psutil
 
 from testbed.containers import Workload
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
+from testbed.faults import freeze
 
 WORDS = ("ollama runner", "llama-server --model")
 """A part of the command line of either."""
@@ -46,7 +47,7 @@ def freeze_first(server: Workload) -> int:
         for process in parent.children(recursive=True):
             with suppress(psutil.Error):
                 if any(words in " ".join(process.cmdline()) for words in WORDS):
-                    process.suspend()
+                    freeze(process.pid)
                     return process.pid
         assert not deadline.passed, "no runner was started"
         time.sleep(0.01)  # a runner announces nothing

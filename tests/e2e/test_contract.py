@@ -28,6 +28,7 @@ import pytest
 from testbed import runner, runs
 from testbed.containers import OLLAMA, remove
 from testbed.deadlines import LONG_SECONDS, Deadline, scaled
+from testbed.faults import freeze
 from testbed.ollama import SharedOllama
 from testbed.stuck import ENDLESS, SYSCTLS, send, stuck
 
@@ -417,7 +418,7 @@ def test_a_user_who_stops_reading_holds_the_model_even_without_its_runner(new: S
 def test_a_frozen_runner_is_replaced_and_the_list_may_hang_until_then(server: Server) -> None:
     server.generate("tiny")
     frozen = server.runner
-    os.kill(frozen, signal.SIGSTOP)
+    freeze(frozen)
     with ThreadPoolExecutor(1) as pool:
         user = pool.submit(server.generate, "tiny")
         hung = False

@@ -4,8 +4,6 @@ autoheal."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import time
@@ -18,7 +16,7 @@ from probe.report import Reason, Remedy, Verdict
 from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
-from testbed.faults import hung, unkillable
+from testbed.faults import freeze, hung, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.stuck import LONG_ANSWER_TOKENS, SYSCTLS, stuck
 from testbed.webhook import Webhook
@@ -56,7 +54,7 @@ def test_only_the_stuck_runner_is_ended_and_the_next_request_is_answered(
     server.check()
     with server.endless_request("tiny"):
         [hung] = set(runner.pids(server)) - {other}
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         for _ in range(4):  # nor does time lead to another process than this one
             verdict = server.check_until(is_stalled)[-1]
             assert verdict.readings.get("model", "tiny:latest") == "tiny:latest", verdict
@@ -91,7 +89,7 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
     server.check()
     with server.endless_request("tiny"):
         [hung] = runner.pids(server)
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         server.check_until(is_stalled)
         outcome = end_runner(server, "--dry-run")
         assert outcome["result"] == "dry_run", outcome
@@ -103,10 +101,6 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
 
 
 # With a small model the threads at work in a `llama-server` are those that send its tokens.
-@pytest.mark.skipif(
-    "HANGING_CALLS" not in os.environ,
-    reason="on a crowded machine the fault is not always made as it should be; set HANGING_CALLS=1",
-)
 @pytest.mark.parametrize(
     ("begin", "model"),
     [
@@ -194,7 +188,7 @@ def test_the_health_check_heals_without_anybody_else_and_the_container_goes_on(
     started = server.attributes["State"]["StartedAt"]
     with server.endless_request("tiny"):
         [hung] = set(runner.pids(server)) - {other}
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         server.wait(lambda: hung not in runner.pids(server), "ended")
     assert "response" in server.generate("tiny")
     server.wait_health("healthy")
@@ -212,7 +206,7 @@ def test_one_check_is_enough_where_it_is_certain(each_ollama: Start) -> None:
     server.load_seen("tiny")
     with server.endless_request("tiny"):
         [hung] = runner.pids(server)
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         began = time.monotonic()
         server.wait_health("unhealthy", seconds=LONG_SECONDS)
         verdicts = [v for v in server.verdicts if v.reason is Reason.STALLED]
@@ -231,7 +225,7 @@ def test_one_check_is_enough_where_it_is_certain(each_ollama: Start) -> None:
 def test_what_is_not_certain_is_a_doubt_before_docker_hears_of_it(each_ollama: Start) -> None:
     server = each_ollama(IMAGE, retries=1)
     server.wait_health("healthy")
-    os.kill(server.attributes["State"]["Pid"], signal.SIGSTOP)
+    freeze(server.attributes["State"]["Pid"])
     server.wait_health("unhealthy", seconds=LONG_SECONDS)
     verdicts = server.verdicts
     doubts = [v for v in verdicts if v.readings.get("doubt") == "api_down"]
@@ -244,7 +238,7 @@ def test_a_check_at_a_terminal_only_looks(unchecked: Start) -> None:
     server.check()
     with server.endless_request("tiny"):
         [hung] = runner.pids(server)
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         command = ["docker", "exec", "--tty", server.name, "ollama-probe", "check"]
         said = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(3)]
         assert "unhealthy stalled (runner)" in said[-1]  # what would help
@@ -265,7 +259,7 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     server.load_seen("tiny")
     with server.endless_request("tiny"):
         [hung] = set(runner.pids(server)) - {other}
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         healer.wait_line("is unhealthy: stalled: tiny:latest gave no token within")
         healer.wait_line(r"the runner of tiny:latest \(process \d+\) was ended", LONG_SECONDS)
     assert server.generate("tiny")["done"]
@@ -287,7 +281,7 @@ def test_a_runner_that_cannot_be_killed_is_left_to_an_operator_and_nothing_is_re
     server.load_seen("tiny")
     before = server.started_at
     with server.endless_request("tiny"), unkillable(pid := runner.pids(server)[0]):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         healer.wait_line("its process does not end, which needs an operator", LONG_SECONDS)
         healer.wait_line(r"does not end \(state .*; a restart would not help", LONG_SECONDS)
         server.check_until(lambda verdict: verdict.remedy is Remedy.OPERATOR)

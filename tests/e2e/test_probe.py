@@ -15,6 +15,7 @@ import pytest
 
 from probe.report import Reason
 from testbed.deadlines import scaled
+from testbed.faults import freeze
 from testbed.front import in_front_of
 from testbed.nvml import Nvml
 from testbed.ollama import Ollama, SharedOllama, was_asked
@@ -224,7 +225,7 @@ def test_of_two_models_the_one_that_hangs_is_named_required_or_not(
     with server.endless_request("tiny"):
         server.check()
         [hung] = set(server.pids("ollama runner")) - others
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         verdict = server.check_until(lambda verdict: verdict.reason is Reason.STALLED)[-1]
         assert verdict.readings["model"] == "tiny:latest"
 

@@ -15,6 +15,7 @@ import pytest
 from probe.report import Reason
 from testbed import runner
 from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.faults import freeze
 from testbed.ollama import Ollama, was_asked
 
 Start = Callable[..., Ollama]
@@ -88,7 +89,7 @@ def test_a_hang_of_any_model_is_found_while_users_wait(
     with server.endless_request("tiny", options={"num_predict": 1_000_000, **ANSWER}):
         [hung] = set(runner.pids(server)) - others
         server.check()
-        os.kill(hung, signal.SIGSTOP)
+        freeze(hung)
         verdict = server.check_until(lambda verdict: verdict.reason is Reason.STALLED)[-1]
         assert verdict.readings["model"] == "tiny:latest"
 

@@ -21,7 +21,7 @@ from probe.report import Reason, Remedy, Verdict
 from probe.runners import unending
 from probe.settings import Settings
 from testbed.deadlines import Deadline
-from testbed.faults import unkillable
+from testbed.faults import freeze, unkillable
 from tests.unit.rows import (
     ANY,
     FIRST,
@@ -85,7 +85,7 @@ def test_a_process_that_was_killed_and_does_not_end_is_seen_until_it_does(
 ) -> None:
     with unkillable(process.pid):
         if frozen:
-            os.kill(process.pid, signal.SIGSTOP)
+            freeze(process.pid)
         assert seen(process) == []
         os.kill(process.pid, signal.SIGKILL)
         deadline = Deadline()
