@@ -141,7 +141,7 @@ def test_a_model_that_no_restart_can_bring_is_reported_once_and_left_alone(
     assert sum("left alone" in line for line in healer.lines) == 1
 
 
-@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("required", [pytest.param(True, marks=pytest.mark.more), False])
 def test_a_model_that_loads_longer_than_a_check_is_never_restarted(
     ollama: Callable[..., Ollama], autoheal: Start, required: bool
 ) -> None:

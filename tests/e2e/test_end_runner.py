@@ -271,6 +271,9 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert "Successfully ended the stuck runner in the container!" in told["text"]
 
 
+@pytest.mark.parametrize(
+    "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
+)
 def test_a_runner_that_cannot_be_killed_is_left_to_an_operator_and_nothing_is_restarted(
     each_ollama: Start, autoheal: Callable[..., Autoheal]
 ) -> None:
