@@ -286,7 +286,8 @@ class OllamaGPUMonitor:
 
     def _failed(self, what: str, error: Exception) -> None:
         self.errors[what] = str(error)
-        self.logger.warning("%s cannot be read: %s", what, error)
+        # Not the error itself: with its traceback a log that is kept would keep this monitor.
+        self.logger.warning("%s cannot be read: %s", what, self.errors[what])
 
     def _pause(self) -> None:
         if threading.current_thread() is self._thread:
