@@ -8,17 +8,13 @@ from __future__ import annotations
 import math
 
 from probe.memory import Memory, ModelMemory
-from probe.observation import Dialect, Model, Runner, Slot
+from probe.observation import STARVED_SHARE, Dialect, Model, Runner, Slot
 
 PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
 """A runner that sends more often than this sends tokens: it answers probes less often."""
 
 WORK_SHARE = 0.05
 """A runner with something to run for more than this of the time that we waited has done work."""
-
-STARVED_SHARE = 0.5
-"""A runner whose threads waited for a CPU for more than this of the time may have work to do, and
-get none done; on a crowded machine they wait for some of it to answer a check."""
 
 OWN_TOKENS = 8
 """A request of ours leaves no more than this in a slot, its prompt included."""

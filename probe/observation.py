@@ -9,6 +9,10 @@ from typing import Literal
 
 from probe.gpu_reading import GpuReading
 
+STARVED_SHARE = 0.5
+"""A runner whose threads waited for a CPU for more than this of the time may have work to do, and
+get none done; on a crowded machine they wait for some of it to answer a check."""
+
 READ_BYTES = 1 << 20
 """A process that has read more than this has done work."""
 
@@ -150,7 +154,8 @@ class Runner:
         Whoever has read more than a little meanwhile waits for a disk, as for weights that are
         mapped and not in memory yet. The kernel counts a wait for a CPU when it ends, which on a
         crowded machine is late: one that runs or waits at both looks is taken to have done so
-        throughout.
+        throughout. Whoever waited for less than a part of the time had nothing to do but to answer
+        for its health: work waits, or runs, all the time.
 
         Args:
             later: the same process now; None when it is gone.
@@ -160,7 +165,8 @@ class Runner:
             return 0.0
         # A thread that ends takes along what it had waited.
         queued = max(later.queued_seconds - self.queued_seconds, 0.0)
-        counted = later.cpu_seconds - self.cpu_seconds + queued
+        starved = queued >= STARVED_SHARE * seconds
+        counted = later.cpu_seconds - self.cpu_seconds + (queued if starved else 0.0)
         if (later.read_bytes or 0) - (self.read_bytes or 0) > READ_BYTES:
             return max(counted, seconds)
         return max(counted, seconds) if self.runnable and later.runnable else counted
