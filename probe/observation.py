@@ -10,8 +10,8 @@ from typing import Literal
 from probe.gpu_reading import GpuReading
 
 STARVED_SHARE = 0.5
-"""A runner whose threads waited for a CPU for more than this of the time may have work to do, and
-get none done; on a crowded machine they wait for some of it to answer a check."""
+"""A runner whose threads waited for a CPU for more than this of the time may have work to do; for
+less, on a crowded machine, they wait to answer for its health: work waits or runs all the time."""
 
 READ_BYTES = 1 << 20
 """A process that has read more than this has done work."""
@@ -154,8 +154,7 @@ class Runner:
         Whoever has read more than a little meanwhile waits for a disk, as for weights that are
         mapped and not in memory yet. The kernel counts a wait for a CPU when it ends, which on a
         crowded machine is late: one that runs or waits at both looks is taken to have done so
-        throughout. Whoever waited for less than a part of the time had nothing to do but to answer
-        for its health: work waits, or runs, all the time.
+        throughout.
 
         Args:
             later: the same process now; None when it is gone.

@@ -334,7 +334,8 @@ def _answer(status: int, content: bytes, seconds: float) -> Answer:
     except (ValueError, TypeError, AttributeError):
         return Answer("error", seconds, None, status, "not an answer of Ollama's")
     if status != 200 or message or not done:
-        return Answer("error", seconds, None, status, message or f"HTTP {status}")
+        words = "an answer without a token" if status == 200 else f"HTTP {status}"
+        return Answer("error", seconds, None, status, message or words)
     if count < 2 or spent <= 0:
         return Answer("token", seconds, embedding=embedding)
     return Answer("token", max(seconds - spent, 0), (count - 1) / spent)

@@ -282,9 +282,14 @@ def free_slot(slots: tuple[Slot, ...], past: ModelMemory | None) -> int | None:
     and a new conversation would take the place of the user's (measured on 0.34.2).
     """
     own = dict(past.own_tasks) if past else {}
-    if not all(slot.task is None or _is_own(slot, own.get(slot.id)) for slot in slots):
+    if not all(_holds_nothing(slot) or _is_own(slot, own.get(slot.id)) for slot in slots):
         return None
     return slots[0].id if slots else None
+
+
+def _holds_nothing(slot: Slot) -> bool:
+    """Whether a slot was never used, or its last request has left nothing, as one that failed."""
+    return slot.task is None or (not slot.is_processing and slot.held_tokens == 0)
 
 
 def _is_own(slot: Slot, task: int | None) -> bool:

@@ -57,7 +57,7 @@ def of(
     asked = observation.asked.get(model.row.key, ())
     for one in asked:
         if one.answer.outcome == "error" and one.ask.via == "server":
-            yield from _refusal(model, one.answer, settings)
+            yield from _refusal(model, one.answer, asked, settings)
     if known.silent_since is None or model.state in ("loading", "unknown"):
         return
     unanswered = [one for one in asked if is_unanswered(one)]
@@ -214,7 +214,7 @@ def _busy(first: bool, message: str, readings: dict[str, Reading]) -> Verdict:
 
 def _stalled(
     model: Model,
-    unanswered: list[Asked],
+    failed: list[Asked],
     message: str,
     readings: dict[str, Reading],
     settings: Settings,
@@ -229,7 +229,7 @@ def _stalled(
     slots = slots_of(model)
     # One that answers, and has nothing to do, is not what a request waits for.
     free = slots is not None and not any(slot.is_processing for slot in slots)
-    idle = free and not any(one.ask.via == "runner" for one in unanswered)
+    idle = free and not any(one.ask.via == "runner" for one in failed)
     idle = idle or (slots is None and not alone)
     recovers = runner is not None and runner.command.dialect in RECOVERING
     if runner is None or not recovers or idle or not settings.is_local:
@@ -260,13 +260,20 @@ def _what_is_silent(model: Model, unanswered: list[Asked]) -> tuple[str, float, 
     return words, waited, max(ran) if ran else None
 
 
-def _refusal(model: Model, answer: Answer, settings: Settings) -> Iterator[Verdict]:
+def _refusal(
+    model: Model, answer: Answer, asked: tuple[Asked, ...], settings: Settings
+) -> Iterator[Verdict]:
     name = model.row.name
     readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
     if answer.status == 404 and is_required(model, settings):
         yield unhealthy(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     elif answer.status is None or not (400 <= answer.status < 500 or answer.queue_full):
-        yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
+        own = [one for one in asked if one.ask.via == "runner" and one.answer.status is not None]
+        if own:  # its runner lives, and says what is wrong
+            words = f"{name} cannot be used: {own[-1].answer.message}"
+            yield _stalled(model, own, words, readings, settings)
+        else:
+            yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
 
 
 def _is_certain(

@@ -29,6 +29,7 @@ from testbed.containers import (
     remove,
 )
 from testbed.deadlines import scaled
+from testbed.decode import Decode
 from testbed.engines import PrivateEngine, private_engine
 from testbed.nvml import Nvml
 from testbed.ollama import Ollama, SharedOllama
@@ -282,9 +283,13 @@ def gateway(engine: docker.DockerClient) -> str:
 @pytest.fixture
 def nvml(tmp_path: Path) -> Nvml:
     """A simulated GPU; mount its `volume`."""
-    if shutil.which("cc") is None:
-        pytest.fail("no C compiler: `make test` installs one")
     return Nvml(tmp_path)
+
+
+@pytest.fixture
+def decode(tmp_path: Path) -> Decode:
+    """Faults of a `llama-server`; mount its `volume`, and set its `env`."""
+    return Decode(tmp_path)
 
 
 @pytest.fixture(name="private_engine")

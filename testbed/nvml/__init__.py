@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from probe.processes import all_visible
+from testbed.libraries import compile_library
 
 MOUNT = "/usr/local/nvidia/lib"
 """Where Ollama's image searches for the driver's libraries."""
@@ -26,11 +26,7 @@ class Nvml:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        source = Path(__file__).with_name("nvml.c")
-        subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O1", "-o", directory / "libnvidia-ml.so.1", source],
-            check=True,
-        )
+        compile_library(Path(__file__).with_name("nvml.c"), directory / "libnvidia-ml.so.1")
         self.answer(HEALTHY)
 
     def answer(self, *lines: str) -> None:

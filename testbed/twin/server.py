@@ -219,7 +219,10 @@ def _generate(scheduler: Scheduler, client: Client, body: _Body) -> _Body | Gene
     pieces = _tokens(runner, request, body, began, time.monotonic())
     if body.get("stream", True):
         return pieces
-    *parts, last = pieces
+    try:
+        *parts, last = pieces
+    except ValueError:  # not one, as its runner has failed
+        return {"model": "", "created_at": "0001-01-01T00:00:00Z", "response": "", "done": False}
     return {**last, "response": "".join(part["response"] for part in parts) + last["response"]}
 
 
@@ -241,6 +244,8 @@ def _tokens(
     text, last, repeated = "", "", 0
     with closing(runner.process.complete(asked, request.client)) as pieces:
         for piece in pieces:
+            if "error" in piece:
+                return  # and says nothing, as 0.34.2 does (measured)
             token, text = piece["content"].strip(), text + piece["content"]
             repeated, last = (repeated + 1 if token == last else 0), token
             if repeated > _REPEATS:

@@ -16,6 +16,7 @@ from probe.report import Reason, Remedy, Verdict
 from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
+from testbed.decode import Decode
 from testbed.faults import freeze, hung, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.stuck import LONG_ANSWER_TOKENS, SYSCTLS, stuck
@@ -100,37 +101,70 @@ def test_a_dry_run_and_another_models_name_end_nothing(start_unchecked: Start) -
         assert runner.pids(server) == [hung]
 
 
-# With a small model the threads at work in a `llama-server` are those that send its tokens.
-@pytest.mark.parametrize(
-    ("begin", "model"),
-    [
-        ("unchecked", "tiny"),
-        pytest.param("unchecked_twin", "big", marks=pytest.mark.more),
-    ],
-)
-@pytest.mark.parametrize(
+PATIENCE = pytest.mark.parametrize(
     "patience",
     [
         pytest.param(8.0, id="give up"),
         pytest.param(LONG_SECONDS, id="wait", marks=pytest.mark.more),
     ],
 )
+
+
+@PATIENCE
 def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
-    request: pytest.FixtureRequest, begin: str, model: str, patience: float
+    unchecked: Start, patience: float
 ) -> None:
     """The commonest hang: the rest of the process goes on, and so does everything else."""
-    server = request.getfixturevalue(begin)(TIME_TO_ASK)
-    server.generate(model, num_ctx=2048)
-    with server.endless_request(model):
+    server = unchecked(TIME_TO_ASK)
+    server.generate("tiny", num_ctx=2048)
+    with server.endless_request("tiny"):
         [pid] = runner.pids(server)
         server.check()
-        with hung(pid), server.user(model, scaled(patience)):
-            assert runner.ask(pid, "/health")[0] == 200
-            verdict = server.check_until(is_stalled)[-1]
-            assert verdict.remedy is Remedy.RUNNER
-            outcome = end_runner(server)
-            assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
-    assert "response" in server.generate(model, num_ctx=2048)
+        with hung(pid):
+            its_runner_is_ended(server, pid, patience)
+    assert "response" in server.generate("tiny", num_ctx=2048)
+
+
+@PATIENCE
+def test_a_call_that_hangs_in_a_llama_server_is_found_too(
+    unchecked_twin: Start, decode: Decode, patience: float
+) -> None:
+    server = unchecked_twin({**TIME_TO_ASK, **decode.env}, volumes=decode.volume)
+    server.generate("tiny", num_ctx=2048)
+    with server.endless_request("tiny"):
+        [pid] = runner.pids(server)
+        server.check()
+        with decode.fault("hang"):
+            its_runner_is_ended(server, pid, patience)
+    assert "response" in server.generate("tiny", num_ctx=2048)
+
+
+def its_runner_is_ended(server: Ollama, pid: int, patience: float) -> None:
+    with server.user("tiny", scaled(patience)):
+        assert runner.ask(pid, "/health")[0] == 200
+        verdict = server.check_until(is_stalled)[-1]
+        assert verdict.remedy is Remedy.RUNNER
+        outcome = end_runner(server)
+        assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
+
+
+def test_a_runner_that_has_only_errors_for_its_users_is_ended(
+    unchecked_twin: Start, decode: Decode
+) -> None:
+    """It lives and answers at once, so no user waits."""
+    server = unchecked_twin({**TIME_TO_ASK, **decode.env}, volumes=decode.volume)
+    server.generate("tiny")
+    assert server.check().healthy
+    [pid] = runner.pids(server)
+    with decode.fault("fail"):
+        assert not server.generate("tiny")["done"]
+        verdict = server.check()
+        assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER), verdict
+        assert "tiny:latest cannot be used: Compute error." in verdict.message
+        outcome = end_runner(server)
+        assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
+    assert server.generate("tiny")["done"]
+    assert server.check().healthy
 
 
 @pytest.mark.more

@@ -54,6 +54,7 @@ DELETED = Answer("error", 0.1, None, 404, "model 'tiny' not found")
 LOST = Answer("error", 0.1, None, 500, "llama runner process has terminated")
 REFUSED = Answer("error", 0.1, None, 400, "does not support what was asked")
 NONSENSE = Answer("error", 0.1, None, 200, "not an answer of Ollama's")
+NOTHING_IN_IT = Answer("error", 0.1, None, 200, "an answer without a token")
 BROKEN_OFF = Answer("error", 0.1, message="the answer has no end")
 FULL = Answer("error", 0.1, None, 503, "server busy, please try again")
 
@@ -73,6 +74,19 @@ def answer(one: Answer, ask: Ask = TO_SERVER) -> Observation:
 
 def silent_for(seconds: float) -> Memory:
     return past(silent_since=NOW - seconds)
+
+
+def test_what_a_living_runner_says_is_wrong_is_its_own_fault() -> None:
+    wrong = asked(TO_RUNNER, Answer("error", 0.1, None, 500, "Compute error."))
+    idle = model(health=slots(Slot(0)))
+    observation = check(idle, to=(wrong, asked(TO_SERVER, NOTHING_IN_IT)))
+    verdict, _ = judge(observation, PROVEN, ANY, NOW)
+    assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER)
+    assert verdict.message == "tiny:latest cannot be used: Compute error."
+    assert verdict.readings["runner_pid"] == RUNNER.pid
+    # one that has exited says nothing
+    verdict, _ = judge(check(idle, to=(asked(TO_SERVER, LOST),)), PROVEN, ANY, NOW)
+    assert verdict.remedy is Remedy.RESTART
 
 
 @pytest.mark.parametrize(

@@ -464,3 +464,7 @@ def test_a_slot_is_free_only_if_it_holds_nobodys_conversation() -> None:
     assert free_slot((UNUSED, SECOND), None) == 0
     assert free_slot((THEIRS, SECOND), None) is None
     assert free_slot((THEIRS, SERVING), KNOWN) is None
+    failed = replace(THEIRS, held_tokens=0)  # as its last request did: it may be that all do
+    assert free_slot((failed, SECOND), None) == 0
+    assert free_slot((failed, replace(SERVING, id=1)), None) is None
+    assert free_slot((replace(SERVING, held_tokens=0), SECOND), None) is None
