@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from probe.memory import Memory, ModelMemory
-from probe.observation import STARVED_SHARE, Dialect, Model, Runner, Slot
+from probe.observation import Dialect, Model, Runner, Slot
 
 PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
 """A runner that sends more often than this sends tokens: it answers probes less often."""
@@ -16,11 +16,41 @@ PROBE_WRITES, PROBE_WRITES_PER_SECOND = 4, 0.5
 WORK_SHARE = 0.05
 """A runner with something to run for more than this of the time that we waited has done work."""
 
+STARVED_SHARE = 0.5
+"""A runner whose threads waited for a CPU for more than this of the time may have work to do; for
+less, on a crowded machine, they wait to answer for its health: work waits or runs all the time."""
+
+READ_BYTES = 1 << 20
+"""A process that has read more than this has done work."""
+
 OWN_TOKENS = 8
 """A request of ours leaves no more than this in a slot, its prompt included."""
 
 CALM_SECONDS = 0.1
 """A runner that ran for no longer than this since the last check has served no user."""
+
+
+def ran(runner: Runner, later: Runner | None, seconds: float) -> float:
+    """For how long of the seconds since a look a runner ran or waited, for a CPU or for a disk.
+
+    Whoever has read more than a little meanwhile waits for a disk, as for weights that are mapped
+    and not in memory yet. The kernel counts a wait for a CPU when it ends, which on a crowded
+    machine is late: one that runs or waits at both looks is taken to have done so throughout.
+
+    Args:
+        runner: the process at that look.
+        later: the same process now; None when it is gone.
+        seconds: between the looks.
+    """
+    if later is None:
+        return 0.0
+    # A thread that ends takes along what it had waited.
+    queued = max(later.queued_seconds - runner.queued_seconds, 0.0)
+    starved = queued >= STARVED_SHARE * seconds
+    counted = later.cpu_seconds - runner.cpu_seconds + (queued if starved else 0.0)
+    if (later.read_bytes or 0) - (runner.read_bytes or 0) > READ_BYTES:
+        return max(counted, seconds)
+    return max(counted, seconds) if runner.runnable and later.runnable else counted
 
 
 def past_of(model: Model, memory: Memory) -> ModelMemory | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from probe.activity import CALM_SECONDS
+from probe.activity import CALM_SECONDS, READ_BYTES
 from probe.learn import serves_users
 from probe.memory import Memory, ModelMemory
-from probe.observation import READ_BYTES, Observation, Runner, Unending
+from probe.observation import Observation, Runner, Unending
 from probe.plan import same_model
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import without_fault

@@ -9,13 +9,6 @@ from typing import Literal
 
 from probe.gpu_reading import GpuReading
 
-STARVED_SHARE = 0.5
-"""A runner whose threads waited for a CPU for more than this of the time may have work to do; for
-less, on a crowded machine, they wait to answer for its health: work waits or runs all the time."""
-
-READ_BYTES = 1 << 20
-"""A process that has read more than this has done work."""
-
 TEN_YEARS_SECONDS = 10 * 365 * 86_400
 """A model that is unloaded later than this is never unloaded; Ollama writes 292 years."""
 
@@ -147,28 +140,6 @@ class Runner:
             return self
         blocked, runnable = self.blocked or later.blocked, self.runnable or later.runnable
         return replace(self, blocked=blocked, runnable=runnable)
-
-    def ran(self, later: Runner | None, seconds: float) -> float:
-        """For how long of the seconds since this look it ran or waited, for a CPU or for a disk.
-
-        Whoever has read more than a little meanwhile waits for a disk, as for weights that are
-        mapped and not in memory yet. The kernel counts a wait for a CPU when it ends, which on a
-        crowded machine is late: one that runs or waits at both looks is taken to have done so
-        throughout.
-
-        Args:
-            later: the same process now; None when it is gone.
-            seconds: between the looks.
-        """
-        if later is None:
-            return 0.0
-        # A thread that ends takes along what it had waited.
-        queued = max(later.queued_seconds - self.queued_seconds, 0.0)
-        starved = queued >= STARVED_SHARE * seconds
-        counted = later.cpu_seconds - self.cpu_seconds + (queued if starved else 0.0)
-        if (later.read_bytes or 0) - (self.read_bytes or 0) > READ_BYTES:
-            return max(counted, seconds)
-        return max(counted, seconds) if self.runnable and later.runnable else counted
 
 
 @dataclass(frozen=True)
