@@ -46,7 +46,8 @@ def ran(runner: Runner, later: Runner | None, seconds: float) -> float:
         return 0.0
     # A thread that ends takes along what it had waited.
     queued = max(later.queued_seconds - runner.queued_seconds, 0.0)
-    starved = queued >= STARVED_SHARE * seconds
+    # What waits at the end of it is not counted yet.
+    starved = queued >= STARVED_SHARE * seconds or later.runnable
     counted = later.cpu_seconds - runner.cpu_seconds + (queued if starved else 0.0)
     if (later.read_bytes or 0) - (runner.read_bytes or 0) > READ_BYTES:
         return max(counted, seconds)
@@ -83,6 +84,11 @@ def progress_of(slot: Slot) -> tuple[int, int, int]:
     """A slot, its last request, and how many tokens that has got so far; -1: it has ended."""
     count = slot.prompt_tokens + slot.decoded_tokens if slot.is_processing else -1
     return slot.id, -1 if slot.task is None else slot.task, count
+
+
+def has_only_ours(slot: Slot) -> bool:
+    """Whether a slot holds no more than a request of ours leaves there, as far as it says."""
+    return (slot.held_tokens or 0) <= OWN_TOKENS
 
 
 def stands_still(model: Model, memory: Memory, now: float) -> bool:
@@ -138,13 +144,14 @@ def _moved(slot: Slot, past: ModelMemory) -> bool:
     if slot.task is None or slot.task in (task for _, task in past.own_tasks):
         return False
     before = next((mark for mark in past.tokens or () if mark[:2] == (slot.id, slot.task)), None)
-    tokens = progress_of(slot)[2] if slot.is_processing else slot.held_tokens
+    held = slot.held_tokens or 0
+    tokens = progress_of(slot)[2] if slot.is_processing else held
     if past.silent_since is not None and tokens <= OWN_TOKENS:
         return False  # it may be the one of ours that was not answered
     if slot.is_processing:
         return progress_of(slot)[2] > (before[2] if before else 0)
     # Once it has ended, only what the slot holds shows that it got any.
-    return slot.held_tokens > 0 and (before is None or before[2] >= 0)
+    return held > 0 and (before is None or before[2] >= 0)
 
 
 def is_calm(model: Model, past: ModelMemory | None) -> bool:

@@ -268,7 +268,7 @@ def _slot(row: Any) -> Slot | None:
         task=_count(row.get("id_task")),  # -1 in a slot that was never used
         prompt_tokens=_count(row.get("n_prompt_tokens_processed")) or 0,
         decoded_tokens=(_count(given.get("n_decoded")) if isinstance(given, dict) else None) or 0,
-        held_tokens=_count(row.get("n_prompt_tokens")) or 0,
+        held_tokens=_count(row.get("n_prompt_tokens")),
     )
 
 

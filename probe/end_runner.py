@@ -206,12 +206,16 @@ def _is_over(
         for slot in slots_of(model) or ()
         if slot.is_processing
     }
-    if not marks:
+    refused = "http_status" in verdict.readings
+    if not marks and not refused:
         return None
     from probe.ollama import Server
 
     health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
     now = health.slots if health else None
+    if refused:
+        answers = any(slot.is_processing and slot.decoded_tokens for slot in now or ())
+        return "its runner gives tokens by now" if answers else None
     stands = now is None or marks <= {progress_of(slot) for slot in now}
     return None if stands else "its runner goes on by now"
 

@@ -76,8 +76,8 @@ class Slot:
         prompt_tokens: how many tokens of the prompt have been processed for the request that is
             being served; 0 when none is.
         decoded_tokens: how many tokens it was given; the same.
-        held_tokens: how many tokens the slot holds, of the prompt and of the answer. A request that
-            failed leaves none.
+        held_tokens: how many tokens the slot holds, of the prompt and of the answer; None: unknown.
+            A request that failed leaves none.
     """
 
     id: int
@@ -85,7 +85,7 @@ class Slot:
     task: int | None = None
     prompt_tokens: int = 0
     decoded_tokens: int = 0
-    held_tokens: int = 0
+    held_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import math
 from dataclasses import replace
 
 from probe.activity import (
-    OWN_TOKENS,
     WORK_SHARE,
+    has_only_ours,
     has_served,
     identity,
     is_calm,
@@ -294,4 +294,4 @@ def _holds_nothing(slot: Slot) -> bool:
 
 def _is_own(slot: Slot, task: int | None) -> bool:
     """Whether all that a slot holds is a request of ours."""
-    return not slot.is_processing and slot.task == task and slot.held_tokens <= OWN_TOKENS
+    return not slot.is_processing and slot.task == task and has_only_ours(slot)

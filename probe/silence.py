@@ -11,12 +11,13 @@ from dataclasses import replace
 from probe.activity import WORK_SHARE, is_idle, is_llama_server, is_processing, slots_of
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
-from probe.observation import Answer, Asked, Dialect, Model, Observation
+from probe.observation import Asked, Dialect, Model, Observation
 from probe.plan import (
     busy_timeout,
     crashes,
     is_loading,
     is_required,
+    is_suspicious,
     may_be_loading,
     nobody_timeout,
     suspicion,
@@ -55,9 +56,9 @@ def of(
     """
     known = memory.models.get(model.row.key, ModelMemory())
     asked = observation.asked.get(model.row.key, ())
-    for one in asked:
+    for before, one in zip((None, *asked), asked, strict=False):
         if one.answer.outcome == "error" and one.ask.via == "server":
-            yield from _refusal(model, one.answer, asked, settings)
+            yield from _refusal(model, before, one, settings)
     if known.silent_since is None or model.state in ("loading", "unknown"):
         return
     unanswered = [one for one in asked if is_unanswered(one)]
@@ -261,19 +262,25 @@ def _what_is_silent(model: Model, unanswered: list[Asked]) -> tuple[str, float, 
 
 
 def _refusal(
-    model: Model, answer: Answer, asked: tuple[Asked, ...], settings: Settings
+    model: Model, before: Asked | None, asked: Asked, settings: Settings
 ) -> Iterator[Verdict]:
-    name = model.row.name
+    name, answer = model.row.name, asked.answer
     readings: dict[str, Reading] = {"model": name, "http_status": answer.status}
     if answer.status == 404 and is_required(model, settings):
         yield unhealthy(Reason.MODEL_MISSING, f"{name}: {answer.message}", **readings)
     elif answer.status is None or not (400 <= answer.status < 500 or answer.queue_full):
-        own = [one for one in asked if one.ask.via == "runner" and one.answer.status is not None]
-        if own:  # its runner lives, and says what is wrong
-            words = f"{name} cannot be used: {own[-1].answer.message}"
-            yield _stalled(model, own, words, readings, settings)
+        words = f"{name} cannot be used: {answer.message}"
+        if before is not None and _said_so(before) and asked.runner is not None:
+            words = f"{name} cannot be used: {before.answer.message}"
+            yield _stalled(model, [before], words, readings, settings)
         else:
-            yield unhealthy(Reason.STALLED, f"{name} cannot be used: {answer.message}", **readings)
+            yield unhealthy(Reason.STALLED, words, **readings)
+
+
+def _said_so(asked: Asked) -> bool:
+    """Whether a runner itself has answered that it cannot do what was asked."""
+    refused = is_suspicious(asked.answer) and asked.answer.status is not None
+    return asked.ask.via == "runner" and refused
 
 
 def _is_certain(

@@ -112,7 +112,7 @@ slots = st.builds(
     task=maybe | counts,
     prompt_tokens=counts,
     decoded_tokens=counts,
-    held_tokens=counts,
+    held_tokens=st.none() | counts,
 )
 commands = st.builds(
     CommandLine,

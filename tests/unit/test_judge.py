@@ -79,14 +79,20 @@ def silent_for(seconds: float) -> Memory:
 def test_what_a_living_runner_says_is_wrong_is_its_own_fault() -> None:
     wrong = asked(TO_RUNNER, Answer("error", 0.1, None, 500, "Compute error."))
     idle = model(health=slots(Slot(0)))
-    observation = check(idle, to=(wrong, asked(TO_SERVER, NOTHING_IN_IT)))
+    lives = asked(TO_SERVER, NOTHING_IN_IT, runner=RUNNER)
+    observation = check(idle, to=(wrong, lives))
     verdict, _ = judge(observation, PROVEN, ANY, NOW)
     assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER)
     assert verdict.message == "tiny:latest cannot be used: Compute error."
     assert verdict.readings["runner_pid"] == RUNNER.pid
-    # one that has exited says nothing
-    verdict, _ = judge(check(idle, to=(asked(TO_SERVER, LOST),)), PROVEN, ANY, NOW)
-    assert verdict.remedy is Remedy.RESTART
+    for others in (
+        (asked(TO_SERVER, LOST),),
+        (wrong, asked(TO_SERVER, LOST)),  # it has exited meanwhile: there is none to be ended
+        (lives, wrong),  # the server was asked before, for another reason
+        (asked(TO_RUNNER, REFUSED), lives),
+    ):
+        verdict, _ = judge(check(idle, to=others), PROVEN, ANY, NOW)
+        assert verdict.remedy is Remedy.RESTART, others
 
 
 @pytest.mark.parametrize(

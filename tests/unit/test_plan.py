@@ -467,4 +467,5 @@ def test_a_slot_is_free_only_if_it_holds_nobodys_conversation() -> None:
     failed = replace(THEIRS, held_tokens=0)  # as its last request did: it may be that all do
     assert free_slot((failed, SECOND), None) == 0
     assert free_slot((failed, replace(SERVING, id=1)), None) is None
+    assert free_slot((replace(THEIRS, held_tokens=None),), None) is None  # it does not say
     assert free_slot((replace(SERVING, held_tokens=0), SECOND), None) is None

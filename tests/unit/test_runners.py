@@ -105,6 +105,8 @@ def test_what_a_runner_read_and_sent_is_known_where_the_kernel_tells(
         ({"queued_seconds": 1.0}, {"queued_seconds": 3.0}, 2.0),
         # on a crowded machine one waits as long only to answer for its health
         ({"queued_seconds": 1.0}, {"queued_seconds": 2.5, "cpu_seconds": 0.1}, 0.1),
+        # ... and what waits at the end of it is not counted yet
+        ({"queued_seconds": 1.0}, {"queued_seconds": 2.5, "runnable": True}, 1.5),
         # a thread that ends takes along what it had waited
         ({"queued_seconds": 9.0}, {"cpu_seconds": 0.5}, 0.5),
         ({"runnable": True}, {}, 0.0),
