@@ -134,7 +134,8 @@ def learn_loads(observation: Observation, memory: Memory, now: float) -> Memory:
     if observation.load is not None:
         name, answer = observation.load
         tries = sent.tries if sent is not None and sent.name == name else 0
-        beside = {m.row.name: m.row.expires_at for m in observation.models}
+        rows = [m.row for m in observation.models if not same_model(m.row.name, name)]
+        beside = {row.name: row.expires_at for row in rows}
         tries = tries + 1 if answer.outcome == "silent" else 0
         sent = SentLoad(name, now, beside, tries, runner=observation.load_runner)
         if answer.outcome == "token":

@@ -340,6 +340,15 @@ def test_a_model_that_ended_for_another_reason_stands_in_nobodys_way(
     assert verdicts[-1].reason is Reason.LOADING
 
 
+def test_a_model_is_not_in_its_own_way() -> None:
+    """Listed without a process it is loaded again; unlisted again, it had exited a second time."""
+    gone = model(KEPT, None, None, gone=True)
+    seen = missing(TOO_LATE, models=(gone,))
+    verdicts, memory = run(seen, Observation(missing={"tiny": "yes"}), settings=REQUIRED)
+    assert memory.evictions == ()
+    assert verdicts[-1].reason is Reason.LOADING
+
+
 def test_required_models_that_do_not_fit_together_are_not_loaded_in_turns() -> None:
     first = missing(TOO_LATE, missing={"tiny": "yes"}, models=(OTHER,))
     second = replace(TINY_ALONE, missing={"other": "yes"})
