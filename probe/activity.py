@@ -30,7 +30,7 @@ CALM_SECONDS = 0.1
 """A runner that ran for no longer than this since the last check has served no user."""
 
 
-def ran(runner: Runner, later: Runner | None, seconds: float) -> float:
+def work_seconds(runner: Runner, later: Runner | None, seconds: float) -> float:
     """For how long of the seconds since a look a runner ran or waited, for a CPU or for a disk.
 
     Whoever has read more than a little meanwhile waits for a disk, as for weights that are mapped
@@ -87,8 +87,8 @@ def progress_of(slot: Slot) -> tuple[int, int, int]:
 
 
 def has_only_ours(slot: Slot) -> bool:
-    """Whether a slot holds no more than a request of ours leaves there, as far as it says."""
-    return (slot.held_tokens or 0) <= OWN_TOKENS
+    """Whether a slot is at rest and holds no more than a request of ours leaves there."""
+    return not slot.is_processing and (slot.held_tokens or 0) <= OWN_TOKENS
 
 
 def stands_still(model: Model, memory: Memory, now: float) -> bool:
@@ -144,14 +144,13 @@ def _moved(slot: Slot, past: ModelMemory) -> bool:
     if slot.task is None or slot.task in (task for _, task in past.own_tasks):
         return False
     before = next((mark for mark in past.tokens or () if mark[:2] == (slot.id, slot.task)), None)
-    held = slot.held_tokens or 0
-    tokens = progress_of(slot)[2] if slot.is_processing else held
+    tokens = progress_of(slot)[2] if slot.is_processing else slot.held_tokens or 0
     if past.silent_since is not None and tokens <= OWN_TOKENS:
         return False  # it may be the one of ours that was not answered
     if slot.is_processing:
-        return progress_of(slot)[2] > (before[2] if before else 0)
+        return tokens > (before[2] if before else 0)
     # Once it has ended, only what the slot holds shows that it got any.
-    return held > 0 and (before is None or before[2] >= 0)
+    return tokens > 0 and (before is None or before[2] >= 0)
 
 
 def is_calm(model: Model, past: ModelMemory | None) -> bool:

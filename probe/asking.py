@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import runners
-from probe.activity import past_of, ran
+from probe.activity import past_of, work_seconds
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.memory import Memory
 from probe.observation import Ask, Asked, Dialect, Model, Observation
@@ -123,10 +123,10 @@ class Asking:
         if model.runner is None:
             return asked
         later = runners.again(model.runner)
-        seconds = ran(model.runner, later, asked.answer.seconds)
+        worked = work_seconds(model.runner, later, asked.answer.seconds)
         answered = asked.answer.outcome == "token"
         health = None
         if later and answered and later.command.dialect is Dialect.LLAMA_SERVER:
             health = self._server.runner_health(later, RESERVE_SECONDS)
         slots = health.slots if health else None
-        return replace(asked, runner=later, runnable_seconds=seconds, slots=slots)
+        return replace(asked, runner=later, runnable_seconds=worked, slots=slots)

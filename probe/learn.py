@@ -291,7 +291,7 @@ def _own_tasks(asked: tuple[Asked, ...], past: ModelMemory | None) -> tuple[tupl
         for slot in one.slots or ():
             # Read a moment later, a user's request may have begun there meanwhile.
             mine = one.ask.via == "runner" and slot.id == one.ask.slot and slot.task is not None
-            if mine and not slot.is_processing and has_only_ours(slot):
+            if mine and has_only_ours(slot):
                 own[slot.id] = slot.task or 0
     return tuple(own.items())
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import nvml, runners
-from probe.activity import is_processing, ran
+from probe.activity import is_processing, work_seconds
 from probe.asking import Asking
 from probe.connections import calls_others, has_clients, waits
 from probe.deadline import RESERVE_SECONDS, Budget
@@ -185,9 +185,9 @@ class _Check:
         for model in models:
             if model.state == "silent" and model.runner is not None:
                 later = after.get(model.runner.identity)
-                seconds = ran(model.runner, later, model.silent_seconds)
+                worked = work_seconds(model.runner, later, model.silent_seconds)
                 both = model.runner.and_then(later)
-                model = replace(model, runner=both, runnable_seconds=seconds)
+                model = replace(model, runner=both, runnable_seconds=worked)
             yield model
 
     def _with_health(self, model: Model, share: float) -> Model:
@@ -283,7 +283,7 @@ class _Check:
                 runner.and_then(later),
                 RunnerHealth("silent"),
                 silent_seconds=silent,
-                runnable_seconds=ran(runner, later, silent),
+                runnable_seconds=work_seconds(runner, later, silent),
             )
 
     def _missing(self, names: list[str], observation: Observation) -> Observation:

@@ -294,4 +294,4 @@ def _holds_nothing(slot: Slot) -> bool:
 
 def _is_own(slot: Slot, task: int | None) -> bool:
     """Whether all that a slot holds is a request of ours."""
-    return not slot.is_processing and slot.task == task and has_only_ours(slot)
+    return slot.task == task and has_only_ours(slot)

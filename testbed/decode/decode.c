@@ -24,12 +24,10 @@ struct llama_batch {
 static void read_fault(char word[16])
 {
     Dl_info self;
-    char path[4096] = "";
-    if (dladdr((void *)read_fault, &self))
-        snprintf(path, sizeof path, "%s", self.dli_fname);
-    char *dot = strrchr(path, '.');
-    if (dot)
-        strcpy(dot, ".conf"); /* "decode.so" is shorter by two, and there is room */
+    char path[4096];
+    dladdr((void *)read_fault, &self);
+    snprintf(path, sizeof path - 16, "%s", self.dli_fname);
+    strcpy(strrchr(path, '/') + 1, "decode.conf");
     FILE *file = fopen(path, "r");
     if (!file)
         return;

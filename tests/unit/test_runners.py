@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from probe import activity
+from probe.activity import work_seconds
 from probe.observation import CommandLine, Dialect, LoadedModel, Runner
 from probe.runners import descends_from, find, match, server_is_here, server_pid
 
@@ -123,7 +123,7 @@ def test_a_runner_that_wants_a_cpu_in_both_readings_has_wanted_it_throughout(
         return Runner(7, 1, CommandLine(Dialect.LLAMA_SERVER), **fields)  # type: ignore[arg-type]
 
     later = None if after is None else runner(after)
-    assert activity.ran(runner(before), later, 4.0) == ran
+    assert work_seconds(runner(before), later, 4.0) == ran
 
 
 @pytest.mark.parametrize(
