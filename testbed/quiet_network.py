@@ -35,7 +35,7 @@ class QuietNetwork:
         with ThreadPoolExecutor(1) as apart:  # its thread moves there, and ends
             listener = apart.submit(self._listen, port).result()
         self._listeners.append(listener)
-        threading.Thread(target=_accept, args=(listener, port), daemon=True).start()
+        threading.Thread(target=pass_on_from, args=(listener, port), daemon=True).start()
 
     def close(self) -> None:
         for listener in self._listeners:
@@ -64,7 +64,8 @@ def quiet_network() -> Iterator[QuietNetwork]:
         holder.stdin.close()  # of which it reads the end
 
 
-def _accept(listener: socket.socket, port: int) -> None:
+def pass_on_from(listener: socket.socket, port: int) -> None:
+    """Pass on what comes in at a listener to a port of this machine, until the listener is shut."""
     while True:
         try:
             inside, _ = listener.accept()
@@ -83,4 +84,5 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65_536):
             target.sendall(data)
+    with contextlib.suppress(OSError):  # its end, or that it was cut off
         target.shutdown(socket.SHUT_WR)
