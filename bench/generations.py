@@ -31,6 +31,7 @@ from probe import runners
 from testbed import models
 from testbed.containers import OLLAMA
 from testbed.deadlines import LONG_SECONDS, Deadline, scaled
+from testbed.decode import Decode
 from testbed.models import volume_of_models
 from testbed.nvml import Nvml
 from testbed.ollama import Ollama
@@ -62,6 +63,7 @@ class Generation:
         pid: process id of `ollama serve` on this machine.
         container: None for a server that was running.
         nvml: the GPU that a check in the container can be shown.
+        decode: the faults in the middle of a call that its runners can be given.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Generation:
     pid: int
     container: Container | None = None
     nvml: Nvml | None = None
+    decode: Decode | None = None
 
     # --- its users ----------------------------------------------------------------------------
 
@@ -255,17 +258,20 @@ def _container_of(engine: docker.DockerClient, name: str, image: str) -> Iterato
         volume_of_models(engine, unique("bench")) as volume,
     ):
         nvml = Nvml(Path(directory))
-        files = Path(directory, "models")
+        files, faults = Path(directory, "models"), Path(directory, "decode")
         files.mkdir()
+        faults.mkdir()
+        decode = Decode(faults)
         container = engine.containers.run(
             image,
             detach=True,
             labels=LABELS,
             # The default since 0.10; before, it depended on the memory that is free.
-            environment={"OLLAMA_NUM_PARALLEL": "1"},
+            environment={"OLLAMA_NUM_PARALLEL": "1", **decode.env},
             volumes={
                 volume: {"bind": "/root/.ollama", "mode": "rw"},
                 directory: {"bind": GPUS, "mode": "ro"},
+                **decode.volume,
             },
             healthcheck={"test": ["NONE"]},
         )
@@ -279,6 +285,6 @@ def _container_of(engine: docker.DockerClient, name: str, image: str) -> Iterato
                 done = container.exec_run(command)
                 assert done.exit_code == 0, done.output
             pid = int(server.attributes["State"]["Pid"])
-            yield Generation(name, server.url, pid, container, nvml)
+            yield Generation(name, server.url, pid, container, nvml, decode)
         finally:
             container.remove(force=True, v=True)

@@ -11,11 +11,12 @@ request fails, or a conversation loses its place in the prompt cache.
 
 `ollama list` and `ollama ps` are made as the calls that they make: `HEAD /`, then a `GET`. A check
 has two seconds on an idle machine, more on a busy one, and at most PROBE_TIMEOUT's default of ten.
-Servers have one slot, the default since Ollama 0.10. A hang is made with SIGSTOP, or by stopping
-the threads that are at work.
+Servers have one slot, the default since Ollama 0.10. A process hangs because it was stopped
+(SIGSTOP).
 
-States of GPUs need a container. There, NVML is a stand-in of its C ABI, and a server in front of
-Ollama says in `/api/ps` what one with a GPU says.
+States of GPUs, and a call that hangs, need a container. There, NVML is a stand-in of its C ABI, a
+server in front of Ollama says in `/api/ps` what one with a GPU says, and a library that a runner
+loads first keeps a call from returning.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import psutil
 from bench.generations import GPUS, Generation, User, arguments, generations
 from probe.report import parse
 from testbed.deadlines import scaled
-from testbed.faults import freeze, hung
+from testbed.faults import freeze
 from testbed.front import Front, in_front_of
 from testbed.network import bridge_gateway
 from testbed.nvml import HEALTHY
@@ -103,6 +104,7 @@ class State:
         required: the models that `PROBE_MODEL` names.
         env: more settings of our probe.
         vram_share: how much of each model `/api/ps` says is in VRAM; None: no GPU is simulated.
+        in_call: whether something happens in the middle of a call.
         ends: whether the server ends.
     """
 
@@ -115,6 +117,7 @@ class State:
     required: str = ""
     env: dict[str, str] = field(default_factory=dict)
     vram_share: float | None = None
+    in_call: bool = False
     ends: bool = False
 
 
@@ -207,10 +210,11 @@ def kill_runners(scene: Scene) -> None:
 
 
 def hang(scene: Scene) -> None:
-    """The threads that are at work stand still, and the others go on."""
+    """The call that computes never returns, and the rest of the process goes on."""
+    assert scene.server.decode is not None
     [process] = scene.server.runners("tiny")
     scene.exempt.add(process.pid)
-    scene.faults.enter_context(hung(process.pid))
+    scene.faults.enter_context(scene.server.decode.fault("hang"))
 
 
 def freeze_server(scene: Scene) -> None:
@@ -334,6 +338,7 @@ STATES = [
     State(
         "one call hangs, its process answers for its health, and a user asks",
         *(False, each(hang, asking), generating("tiny")),
+        in_call=True,
     ),
     State("the server hangs", False, freeze_server, use()),
     State("the server is gone", False, kill_server, use(), ends=True),
@@ -551,6 +556,7 @@ def column(server: Generation, states: list[State]) -> dict[str, dict[str, str]]
     for state in states:
         runs = set(state.models) <= has
         runs &= server.nvml is not None or state.vram_share is None
+        runs &= server.decode is not None or not state.in_call
         runs &= server.container is None or not state.ends
         cells = dict.fromkeys(NAMES, NOT_RUN)
         if runs:

@@ -288,7 +288,7 @@ def nvml(tmp_path: Path) -> Nvml:
 
 @pytest.fixture
 def decode(tmp_path: Path) -> Decode:
-    """Faults of a `llama-server`; mount its `volume`, and set its `env`."""
+    """Faults in the middle of a call; mount its `volume`, and set its `env`."""
     return Decode(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Compile the faults in the middle of a call of a real `llama-server`, which loads them first."""
+"""Compile the faults in the middle of a call of a real runner, which loads them first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class Decode:
 
     @contextmanager
     def fault(self, word: Literal["hang", "crash", "fail"]) -> Iterator[None]:
-        """From its next batch on a runner has this fault; `decode.c` explains each."""
+        """From its next batch on a runner has this fault; `decode.c` explains each.
+
+        The runner of Ollama 0.9 can only hang.
+        """
         file = self._directory / "decode.conf"
         file.write_text(word)
         try:

@@ -1,4 +1,4 @@
-/* Faults in the middle of a call of a real llama-server, which loads this first (LD_PRELOAD).
+/* Faults in the middle of a call of a real runner, which loads this first (LD_PRELOAD).
  *
  * The file decode.conf beside this library has one word, read at each batch of tokens:
  *
@@ -7,6 +7,9 @@
  *   fail    the call returns an error; the process goes on, and the user gets it
  *
  * Without it all goes well. A model still loads: the batch that a load tries out always passes.
+ *
+ * The runner of Ollama 0.9 has llama_decode within itself, where nothing can stand before it. What it
+ * computes with is a library, which calls powf for each batch: there it can hang.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -51,4 +54,20 @@ int32_t llama_decode(void *context, struct llama_batch batch)
     while (strcmp(word, "hang") == 0)
         pause();
     return next(context, batch);
+}
+
+float powf(float base, float exponent)
+{
+    static float (*next)(float, float);
+    static int has_decode;
+    if (!next) {
+        has_decode = dlsym(RTLD_NEXT, "llama_decode") != NULL;
+        next = (float (*)(float, float))dlsym(RTLD_NEXT, "powf");
+    }
+    char word[16] = "";
+    if (!has_decode)
+        read_fault(word);
+    while (strcmp(word, "hang") == 0)
+        pause();
+    return next(base, exponent);
 }

@@ -17,7 +17,7 @@ from testbed import runner
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.decode import Decode
-from testbed.faults import freeze, hung, unkillable
+from testbed.faults import freeze, unkillable
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.stuck import LONG_ANSWER_TOKENS, SYSCTLS, stuck
 from testbed.webhook import Webhook
@@ -112,40 +112,21 @@ PATIENCE = pytest.mark.parametrize(
 
 @PATIENCE
 def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
-    unchecked: Start, patience: float
+    start_unchecked: Start, decode: Decode, patience: float
 ) -> None:
     """The commonest hang: the rest of the process goes on, and so does everything else."""
-    server = unchecked(TIME_TO_ASK)
+    server = start_unchecked({**TIME_TO_ASK, **decode.env}, volumes=decode.volume)
     server.generate("tiny", num_ctx=2048)
     with server.endless_request("tiny"):
         [pid] = runner.pids(server)
         server.check()
-        with hung(pid):
-            its_runner_is_ended(server, pid, patience)
+        with decode.fault("hang"), server.user("tiny", scaled(patience)):
+            assert runner.ask(pid, "/health")[0] == 200
+            verdict = server.check_until(is_stalled)[-1]
+            assert verdict.remedy is Remedy.RUNNER
+            outcome = end_runner(server)
+            assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
     assert "response" in server.generate("tiny", num_ctx=2048)
-
-
-@PATIENCE
-def test_a_call_that_hangs_in_a_llama_server_is_found_too(
-    unchecked_twin: Start, decode: Decode, patience: float
-) -> None:
-    server = unchecked_twin({**TIME_TO_ASK, **decode.env}, volumes=decode.volume)
-    server.generate("tiny", num_ctx=2048)
-    with server.endless_request("tiny"):
-        [pid] = runner.pids(server)
-        server.check()
-        with decode.fault("hang"):
-            its_runner_is_ended(server, pid, patience)
-    assert "response" in server.generate("tiny", num_ctx=2048)
-
-
-def its_runner_is_ended(server: Ollama, pid: int, patience: float) -> None:
-    with server.user("tiny", scaled(patience)):
-        assert runner.ask(pid, "/health")[0] == 200
-        verdict = server.check_until(is_stalled)[-1]
-        assert verdict.remedy is Remedy.RUNNER
-        outcome = end_runner(server)
-        assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
 
 
 def test_a_runner_that_has_only_errors_for_its_users_is_ended(
