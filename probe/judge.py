@@ -16,7 +16,7 @@ from probe.healing import culprit, restart_checks, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
-from probe.plan import BUSY_SECONDS, is_required
+from probe.plan import BUSY_SECONDS, names_required
 from probe.report import Reading, Reason, Remedy, Verdict, short_time, unhealthy
 from probe.settings import Settings
 
@@ -127,10 +127,7 @@ def _of_models(
     found = list(_found(observation, past, memory, settings, now))
     faults = [one for one in found if not one.healthy]
     healable = min(filter(_can_be_healed, faults), key=lambda one: not one.certain, default=None)
-    required = {model.row.name for model in observation.models if is_required(model, settings)}
-    counts = [
-        one for one in faults if one.readings.get("required", one.readings.get("model") in required)
-    ]
+    counts = [one for one in faults if _is_of_required(one, settings)]
     if verdict := healable or next(iter(counts), None):
         return _with_noted(verdict, faults)
     if before and before.reason in _OF_VRAM:
@@ -138,6 +135,11 @@ def _of_models(
     if verdict := next((one for one in found if one.healthy), None):
         return _with_noted(verdict, faults)
     return before or _with_noted(_healthy(observation, past, memory, settings, now), faults)
+
+
+def _is_of_required(verdict: Verdict, settings: Settings) -> bool:
+    name = str(verdict.readings.get("model", ""))
+    return bool(verdict.readings.get("required", names_required(name, settings)))
 
 
 def _with_noted(verdict: Verdict, faults: list[Verdict]) -> Verdict:
@@ -158,10 +160,10 @@ def _found(
             yield one  # before what says that the end of its runner would help
     for model in observation.models:
         yield from silence.of(model, observation, past, memory, settings, now)
+    yield from silence.crashed(memory)
     for model in observation.models:
         for one in (
             silence.for_nobody(model, observation, memory, settings, now),
-            silence.crashed(model, memory),
             vram.mismatch(model, observation, past),
             vram.residency(model, observation, past, memory, settings),
             _slow(model, memory, settings),

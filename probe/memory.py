@@ -171,8 +171,10 @@ class Memory:
         models: those that were loaded, by `LoadedModel.key`.
         waited_at: when a user was last seen to wait in vain; None: never.
         doubted_at: when models were last asked for that; None: never.
-        crashes: by `LoadedModel.key`, how many of our requests in a row have ended its runner, and
-            when the last one did.
+        served: by `LoadedModel.key`, identity of the process that was last seen to serve a model,
+            and its expiry as last written; of models that are loaded no more, too.
+        crashes: by name of the model, how many requests in a row have ended its runner, and when
+            the last one did.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
         ended: when checks have ended a runner.
         server_ended: identity of the server that a check has asked to end; empty: none has.
@@ -212,6 +214,7 @@ class Memory:
     models: dict[str, ModelMemory] = field(default_factory=dict)
     waited_at: float | None = None
     doubted_at: float | None = None
+    served: dict[str, tuple[str, str]] = field(default_factory=dict)
     crashes: dict[str, tuple[int, float]] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()

@@ -172,12 +172,15 @@ class _Check:
             )
         )
         present = {runner.identity for runner in found}
+        all_serve = len(served) == len(found)
         sent = self._memory.sent_load
         models = []
         for row in listed:
             runner, before = served.get(row.key), known.get(row.key)
             if row.key not in self._memory.models and sent and same_model(sent.name, row.name):
                 before = sent.runner or None  # loaded by the last check, and read by none yet
+            if before is None and all_serve:  # loaded since the last check, and no process left
+                before = self._memory.served.get(row.key, ("", ""))[0] or None
             gone = runner is None and before is not None and before not in present
             models.append(self._with_health(Model(row, runner, gone=gone), share))
         is_silent = any(model.state == "silent" for model in models)

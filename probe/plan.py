@@ -37,8 +37,8 @@ DOUBT_SECONDS = 600.0
 """A model is asked for that no more often than this: a token of ours may cost another user."""
 
 CRASHES, CRASHES_SECONDS = 3, 3600.0
-"""A model whose runner has ended at so many requests of ours in a row is asked for nothing more,
-until the last of them is so long ago."""
+"""A model whose runner has ended at so many requests in a row is asked for nothing more, until the
+last of them is so long ago."""
 
 
 def routine(model: Model, memory: Memory, settings: Settings) -> Ask | None:
@@ -178,8 +178,8 @@ def suspicion(model: Model, settings: Settings) -> Ask | None:
 
 
 def crashes(model: Model, memory: Memory) -> bool:
-    """Whether requests of ours, several in a row, have ended the runners of a model."""
-    return memory.crashes.get(model.row.key, (0, 0.0))[0] >= CRASHES
+    """Whether requests, several in a row, have ended the runners of a model."""
+    return memory.crashes.get(model.row.name, (0, 0.0))[0] >= CRASHES
 
 
 def doubt(model: Model, settings: Settings) -> Ask | None:
@@ -231,7 +231,12 @@ def keep(model: Model, settings: Settings, now: float) -> Ask | None:
 
 def is_required(model: Model, settings: Settings) -> bool:
     """Whether this is a model that the settings want."""
-    return any(same_model(name, model.row.name) for name in settings.models)
+    return names_required(model.row.name, settings)
+
+
+def names_required(name: str, settings: Settings) -> bool:
+    """The same of a model of this name."""
+    return any(same_model(wanted, name) for wanted in settings.models)
 
 
 def same_model(a: str, b: str) -> bool:

@@ -13,8 +13,8 @@ from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Asked, Dialect, Model, Observation
 from probe.plan import (
+    CRASHES,
     busy_timeout,
-    crashes,
     is_loading,
     is_required,
     is_suspicious,
@@ -187,16 +187,15 @@ def nobody_seconds(model: Model, memory: Memory, now: float) -> float:
     return max((now - since for _, _, since in known.nobodys), default=0.0)
 
 
-def crashed(model: Model, memory: Memory) -> Verdict | None:
-    """A runner that ends whenever it is asked for a token: each was a new process already."""
-    if model.gone or not crashes(model, memory):
-        return None
-    name, times = model.row.name, memory.crashes[model.row.key][0]
-    words = (
-        f"the runner of {name} exited at each of the last {times} requests for a token: see the "
-        "server's log (`docker logs`)"
-    )
-    return Verdict(False, Reason.STALLED, words, {"model": name}, remedy=Remedy.OPERATOR)
+def crashed(memory: Memory) -> Iterator[Verdict]:
+    """Models whose runners end at each request, loaded now or not: each was a new process."""
+    for name, (times, _) in memory.crashes.items():
+        if times >= CRASHES:
+            words = (
+                f"the runner of {name} exited at each of the last {times} requests that were seen: "
+                "see the server's log (`docker logs`)"
+            )
+            yield Verdict(False, Reason.STALLED, words, {"model": name}, remedy=Remedy.OPERATOR)
 
 
 def _readings(model: Model, waited: float, silent_for: float) -> dict[str, Reading]:

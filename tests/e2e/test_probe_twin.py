@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import pytest
 
-from probe.report import Reason
+from probe.report import Reason, Remedy
 from testbed import runner
 from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.decode import Decode
 from testbed.faults import freeze
-from testbed.ollama import Ollama, was_asked
+from testbed.ollama import TIME_TO_ASK, Ollama, was_asked
 
 Start = Callable[..., Ollama]
 
@@ -92,6 +93,21 @@ def test_a_hang_of_any_model_is_found_while_users_wait(
         freeze(hung)
         verdict = server.check_until(lambda verdict: verdict.reason is Reason.STALLED)[-1]
         assert verdict.readings["model"] == "tiny:latest"
+
+
+@pytest.mark.more
+def test_a_required_model_whose_runner_exits_at_each_request_is_stalled_until_it_answers(
+    unchecked_twin: Start, decode: Decode
+) -> None:
+    env = {"PROBE_MODEL": "tiny", **TIME_TO_ASK, **decode.env}
+    server = unchecked_twin(env, volumes=decode.volume)
+    server.check_until(lambda verdict: verdict.reason is Reason.READY)
+    with decode.fault("crash"), server.user("tiny", LONG_SECONDS):
+        verdict = server.check_until(lambda verdict: not verdict.healthy)[-1]
+        assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.OPERATOR), verdict
+        assert "the runner of tiny:latest exited at each of the last 3 requests" in verdict.message
+    server.generate("tiny")
+    server.check_until(lambda verdict: verdict.healthy)
 
 
 def test_a_runner_that_was_killed_is_gone_and_nothing_is_asked(unchecked_twin: Start) -> None:

@@ -97,6 +97,7 @@ memories = st.builds(
     | st.builds(SentLoad, names, moments, st.dictionaries(names, moments, max_size=2)),
     failed_loads=st.dictionaries(names, failed_loads, max_size=2),
     evictions=st.lists(st.tuples(names, names), max_size=2).map(tuple),
+    served=st.dictionaries(keys, st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=2),
     crashes=st.dictionaries(keys, st.tuples(counts, moments), max_size=2),
     models=st.dictionaries(keys, model_memories, max_size=2),
     waited_at=maybe | moments,

@@ -14,7 +14,9 @@ from probe.report import Reason, Remedy
 from tests.unit.rows import (
     ANY,
     FIRST,
+    IN_VRAM,
     NOW,
+    OTHER_RUNNER,
     PROVEN,
     REQUIRED,
     RUNNER,
@@ -62,6 +64,60 @@ def test_of_a_model_that_nobody_requires_it_is_a_reading() -> None:
     assert "exited at each of the last 3 requests" in str(verdicts[-1].readings["noted"])
 
 
+def gone(number: int, expires_in: float = 300.0) -> Observation:
+    """Its process has gone, and so many requests have ended by now."""
+    row = replace(IN_VRAM, expires_text=f"after {number}", expires_at=NOW + expires_in)
+    return check(model(row, None, None, gone=True))
+
+
+@pytest.mark.parametrize("between", [(), (Observation(),), (listed(30),)])
+def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(
+    between: tuple[Observation, ...],
+) -> None:
+    """It has no time to answer a check, which meets it by chance, and mostly while it is loaded."""
+    seen = [one for number in range(CRASHES) for one in (*between, gone(number))]
+    verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert [verdict.reason for verdict in verdicts].index(Reason.STALLED) == len(seen)
+    assert verdicts[-1].remedy is Remedy.OPERATOR
+    # ... whatever a check meets, until it has answered somebody
+    for later in (Observation(missing={"tiny": "yes"}), listed(40), gone(CRASHES - 1)):
+        again, memory = judge(later, memory, REQUIRED, NOW + 60)
+        assert (again.healthy, again.reason) == (False, Reason.STALLED)
+    answered = check(model(health=slots(Slot(0))), to=(Asked(IN_SLOT, TOKEN, runner=RUNNER),))
+    verdict, memory = judge(answered, memory, REQUIRED, NOW + 70)
+    assert (verdict.reason, memory.crashes) == (Reason.READY, {})
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [gone(1)] * 9,  # nobody has asked since
+        [gone(number, expires_in=-1) for number in range(9)],  # the server is about to end it
+    ],
+    ids=["idle", "due"],
+)
+def test_a_process_that_has_gone_for_another_reason_has_not_crashed(
+    seen: list[Observation],
+) -> None:
+    verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert "stalled" not in reasons(verdicts)
+    assert max((times for times, _ in memory.crashes.values()), default=0) <= 1
+
+
+def test_a_process_that_was_killed_after_we_kept_its_model_loaded_has_not_crashed() -> None:
+    """Our own request has moved its expiry, and was answered."""
+    kept = replace(IN_VRAM, expires_text="never", expires_at=NOW + 300)
+    loaded = replace(kept, expires_text="in five minutes")
+    asked = Asked(Ask("server", tokens=0, keep=True), TOKEN, row=kept, runner=RUNNER)
+    _, memory = run(
+        check(model(loaded, health=slots(Slot(0))), to=(asked,)),
+        check(model(kept, None, None, gone=True)),
+        memory=PROVEN,
+        settings=REQUIRED,
+    )
+    assert memory.crashes == {}
+
+
 def test_crashes_of_an_hour_ago_count_no_more() -> None:
     _, memory = run(crash(20), crash(21), memory=PROVEN)
     verdict, memory = judge(crash(22), memory, REQUIRED, NOW + CRASHES_SECONDS + 60)
@@ -74,19 +130,20 @@ def test_crashes_of_an_hour_ago_count_no_more() -> None:
     [
         check(model(health=slots(Slot(0))), to=(Asked(IN_SLOT, TOKEN, runner=RUNNER),)),
         check(model(health=slots(Slot(0, True, task=4, decoded_tokens=12)))),
+        check(model(health=slots(Slot(0, task=1, held_tokens=9)), runner=OTHER_RUNNER)),
     ],
-    ids=["a token for us", "tokens for a user"],
+    ids=["a token for us", "tokens for a user", "tokens of a new process"],
 )
 def test_a_token_ends_the_row_of_crashes(between: Observation) -> None:
     known = check(model(health=slots(Slot(0, True, task=4, decoded_tokens=2))))
     verdicts, memory = run(crash(20), crash(21), known, between, crash(22), memory=PROVEN)
     assert "stalled" not in reasons(verdicts)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"tiny:latest": 1}
 
 
 def test_a_model_that_was_not_asked_keeps_its_count_and_other_models_have_theirs() -> None:
     _, memory = run(crash(20), Observation(), listed(21), memory=PROVEN)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"tiny:latest": 1}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +162,7 @@ def test_only_a_process_that_ends_at_a_request_has_crashed(one: Asked) -> None:
 
 def test_a_required_model_is_no_more_ended_by_us_again_and_again() -> None:
     """It would be loaded by one check, and ended by the next."""
-    memory = replace(FIRST, proven=True, crashes={"d1": (CRASHES, NOW)})
+    memory = replace(FIRST, proven=True, crashes={"tiny:latest": (CRASHES, NOW)})
     model_ = listed(20).models[0]
     assert routine(model_, Memory(), REQUIRED) is not None
     assert routine(model_, memory, REQUIRED) is None
