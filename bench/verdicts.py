@@ -67,7 +67,6 @@ class Scene:
         users: those whose requests are under way.
         exempt: processes that are hung or killed: whoever ends these does no harm.
         turn: how long the prompt of a paused conversation took, in seconds.
-        faults: what ends with it.
     """
 
     server: Generation
@@ -75,7 +74,6 @@ class Scene:
     users: list[User] = field(default_factory=list)
     exempt: set[int] = field(default_factory=set)
     turn: float | None = None
-    faults: ExitStack = field(default_factory=ExitStack)
 
     def see(self, *lines: str) -> None:
         assert self.server.nvml is not None
@@ -214,7 +212,7 @@ def hang(scene: Scene) -> None:
     assert scene.server.decode is not None
     [process] = scene.server.runners("tiny")
     scene.exempt.add(process.pid)
-    scene.faults.enter_context(scene.server.decode.fault("hang"))
+    scene.server.decode.hit(process.pid, "hang")
 
 
 def freeze_server(scene: Scene) -> None:
@@ -494,7 +492,7 @@ def harm(scene: Scene, state: State, before: Trace) -> str:
 @contextmanager
 def scene_of(server: Generation, state: State) -> Iterator[Scene]:
     with ExitStack() as stack:
-        scene = Scene(server, faults=stack)
+        scene = Scene(server)
         if state.vram_share is not None:
             scene.front = stack.enter_context(
                 in_front_of(server.url, bridge_gateway(docker.from_env()))

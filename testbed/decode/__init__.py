@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from testbed.deadlines import Deadline
 from testbed.libraries import compile_library
 
 _MOUNT = "/opt/decode"
@@ -29,7 +31,7 @@ class Decode:
 
     @contextmanager
     def fault(self, word: Literal["hang", "crash", "fail"]) -> Iterator[None]:
-        """From its next batch on a runner has this fault; `decode.c` explains each.
+        """Every runner that computes meanwhile has this fault; `decode.c` explains each.
 
         The runner of Ollama 0.9 can only hang.
         """
@@ -39,3 +41,19 @@ class Decode:
             yield
         finally:
             file.unlink()
+
+    def hit(self, pid: int, word: Literal["hang", "fail"]) -> None:
+        """Give this fault to one runner that is at work, and wait until it has it."""
+        deadline = Deadline()
+        with self.fault(word):
+            while word not in _thread_names(pid):
+                assert not deadline.passed, f"process {pid} computes nothing"
+                time.sleep(0.005)
+
+
+def _thread_names(pid: int) -> set[str]:
+    names = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended by now
+            names.add(file.read_text().strip())
+    return names

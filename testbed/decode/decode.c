@@ -1,12 +1,13 @@
 /* Faults in the middle of a call of a real runner, which loads this first (LD_PRELOAD).
  *
- * The file decode.conf beside this library has one word, read at each batch of tokens:
+ * The file decode.conf beside this library has one word, read before each batch of tokens:
  *
  *   hang    the call never returns, as one that waits for a GPU; the process answers for its health
  *   crash   the process aborts, as after a failed assertion
  *   fail    the call returns an error; the process goes on, and the user gets it
  *
- * Without it all goes well. A model still loads: the batch that a load tries out always passes.
+ * Without it all goes well. A process that has met a fault keeps it, and the thread that met it bears
+ * its name. A model still loads: the batch that a load tries out always passes.
  *
  * The runner of Ollama 0.9 has llama_decode within itself, where nothing can stand before it. What it
  * computes with is a library, which calls powf for each batch: there it can hang.
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 struct llama_batch {
@@ -24,8 +26,12 @@ struct llama_batch {
     void *token, *embd, *pos, *n_seq_id, *seq_id, *logits;
 };
 
-static void read_fault(char word[16])
+static char fault[16];
+
+static void read_fault(void)
 {
+    if (fault[0])
+        return;
     Dl_info self;
     char path[4096];
     dladdr((void *)read_fault, &self);
@@ -34,8 +40,8 @@ static void read_fault(char word[16])
     FILE *file = fopen(path, "r");
     if (!file)
         return;
-    if (fscanf(file, "%15s", word) != 1)
-        word[0] = 0;
+    if (fscanf(file, "%15s", fault) == 1)
+        prctl(PR_SET_NAME, fault);
     fclose(file);
 }
 
@@ -44,14 +50,13 @@ int32_t llama_decode(void *context, struct llama_batch batch)
     static int32_t (*next)(void *, struct llama_batch);
     if (!next)
         next = (int32_t (*)(void *, struct llama_batch))dlsym(RTLD_NEXT, "llama_decode");
-    char word[16] = "";
     if (batch.pos) /* else it is one that a load tries out */
-        read_fault(word);
-    if (strcmp(word, "crash") == 0)
+        read_fault();
+    if (strcmp(fault, "crash") == 0)
         abort();
-    if (strcmp(word, "fail") == 0)
+    if (strcmp(fault, "fail") == 0)
         return -3;
-    while (strcmp(word, "hang") == 0)
+    while (strcmp(fault, "hang") == 0)
         pause();
     return next(context, batch);
 }
@@ -64,10 +69,9 @@ float powf(float base, float exponent)
         has_decode = dlsym(RTLD_NEXT, "llama_decode") != NULL;
         next = (float (*)(float, float))dlsym(RTLD_NEXT, "powf");
     }
-    char word[16] = "";
     if (!has_decode)
-        read_fault(word);
-    while (strcmp(word, "hang") == 0)
+        read_fault();
+    while (!has_decode && strcmp(fault, "hang") == 0)
         pause();
     return next(base, exponent);
 }

@@ -120,7 +120,8 @@ def test_a_call_that_hangs_is_found_although_its_runner_answers_for_its_health(
     with server.endless_request("tiny"):
         [pid] = runner.pids(server)
         server.check()
-        with decode.fault("hang"), server.user("tiny", scaled(patience)):
+        decode.hit(pid, "hang")
+        with server.user("tiny", scaled(patience)):
             assert runner.ask(pid, "/health")[0] == 200
             verdict = server.check_until(is_stalled)[-1]
             assert verdict.remedy is Remedy.RUNNER
