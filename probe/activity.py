@@ -54,6 +54,12 @@ def work_seconds(runner: Runner, later: Runner | None, seconds: float) -> float:
     return max(counted, seconds) if runner.runnable and later.runnable else counted
 
 
+def was_at_work(ran: float, queued: float, seconds: float) -> bool:
+    """Whether a process that ran, and waited for a CPU, for so many seconds of some has worked."""
+    work = ran + (max(queued, 0.0) if queued >= STARVED_SHARE * seconds else 0.0)
+    return work >= max(WORK_SHARE * seconds, CALM_SECONDS)
+
+
 def past_of(model: Model, memory: Memory) -> ModelMemory | None:
     """What is known of this model, loaded by this process; another process has no past."""
     past = memory.models.get(model.row.key)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import vram
-from probe.activity import has_served
+from probe.activity import has_served, was_at_work
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
 from probe.plan import same_model
-from probe.report import Reading, Reason, Verdict, unhealthy
+from probe.report import Reading, Reason, Remedy, Verdict, unhealthy
 from probe.settings import Settings
 
 STILL_SECONDS = 120.0
@@ -27,9 +27,8 @@ UNUSABLE_TRIES = 2
 UNHEARD_TRIES = 3
 """The same for one that was asked for so often, whose loads all ended after the check."""
 
-LOAD_STEP = (0.001, 0.02, 1 << 20, 1 << 20)
-"""The least progress that counts: of the runner's own measure, runnable seconds, bytes read, bytes
-of memory."""
+LOAD_STEP = (0.001, 1 << 20, 1 << 20)
+"""The least progress that counts: of the runner's own measure, bytes read, bytes of memory."""
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 120.0, 3600.0
 """A required model that could not be loaded is tried again after this, then twice as long."""
@@ -195,10 +194,23 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
     mark, process = _mark(runner, health), runner.identity if runner else ""
     if before is None or not same_model(before.name, name) or before.runner not in ("", process):
         return Load(name, now, now, mark, process)
-    steps = zip(mark, before.mark, LOAD_STEP, strict=False)
-    if len(mark) == len(before.mark) and all(abs(a - b) < step for a, b, step in steps):
+    if not _has_moved(mark, before, now):
         return before
     return Load(name, before.since, now, mark, process)
+
+
+def _has_moved(mark: tuple[float, ...], before: Load, now: float) -> bool:
+    """Whether a load has made progress since its last mark.
+
+    A runner that waits for a disk for ever answers for its health, and uses a little CPU time for
+    that.
+    """
+    if len(mark) != len(before.mark):
+        return True
+    ran, queued, *held = (after - past for after, past in zip(mark, before.mark, strict=True))
+    return was_at_work(ran, queued, now - before.moved_at) or any(
+        abs(more) >= step for more, step in zip(held, LOAD_STEP, strict=False)
+    )
 
 
 def _others_are_served(observation: Observation, memory: Memory, now: float) -> bool:
@@ -214,9 +226,9 @@ def _name_of(runner: Runner, memory: Memory) -> str:
 def _mark(runner: Runner | None, health: RunnerHealth | None) -> tuple[float, ...]:
     progress = (health.progress if health else None) or 0.0
     if runner is None:
-        return (progress,)
+        return (0.0, 0.0, progress)
     held = (float(runner.read_bytes or 0), float(runner.memory_bytes))
-    return (progress, runner.runnable_seconds, *held)
+    return (runner.cpu_seconds, runner.queued_seconds, progress, *held)
 
 
 # --- what it means ------------------------------------------------------------------------
@@ -300,29 +312,33 @@ def loading(
     load = memory.load
     if load is None:
         return
-    healths = [m.health for m in observation.models if m.health and m.health.state == "loading"]
-    healths += [health for _, health in observation.loading]
-    if observation.no_time and not healths:
+    seen = [(m.runner, m.health) for m in observation.models if m.health and m.state == "loading"]
+    seen += observation.loading
+    if observation.no_time and not seen:
         return  # it may have ended since it was last seen
-    progress = healths[0].progress if healths else None
+    progress = seen[0][1].progress if seen else None
     done = "" if progress is None else f" ({progress:.0%})"
     readings: dict[str, Reading] = {
         "model": load.name,
         "required": True,
         "load_seconds": round(now - load.since, 1),
     }
-    if now - load.since > settings.load_timeout:
+    blocked = any(runner.blocked for runner, _ in seen if runner is not None)
+    if now - load.moved_at > STILL_SECONDS:
+        words = (
+            f"{load.name} is being loaded{done}, and has made no progress for "
+            f"{now - load.moved_at:.0f} s"
+        )
+        if blocked:  # a new process would wait for the same
+            words = f"{words}: its process waits for a disk, or for a driver"
+            yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
+        else:
+            yield unhealthy(Reason.STALLED, words, **readings)
+    elif now - load.since > settings.load_timeout:
         yield unhealthy(
             Reason.STALLED,
             f"{load.name} has been loading for {now - load.since:.0f} s, "
             f"more than PROBE_LOAD_TIMEOUT={settings.load_timeout:g}",
-            **readings,
-        )
-    elif now - load.moved_at > STILL_SECONDS:
-        yield unhealthy(
-            Reason.STALLED,
-            f"{load.name} is being loaded{done}, and has made no progress for "
-            f"{now - load.moved_at:.0f} s",
             **readings,
         )
     else:

@@ -68,7 +68,8 @@ class Load:
         name: the model, or the file of its weights.
         since: when it was first seen.
         moved_at: when it was last seen to make progress.
-        mark: how far it was then: its runner's own progress, CPU seconds, bytes read and held.
+        mark: how far it was then: seconds that its runner ran, and waited for a CPU, its own word
+            of its progress, bytes read and held.
         runner: identity of the process; empty where it is not visible.
     """
 

@@ -33,6 +33,7 @@ from testbed.decode import Decode
 from testbed.engines import PrivateEngine, private_engine
 from testbed.nvml import Nvml
 from testbed.ollama import Ollama, SharedOllama
+from testbed.slow_disk import SlowDisk, slow_disk
 from testbed.webhook import Webhook
 
 PROBE_SECONDS = 2
@@ -290,6 +291,13 @@ def nvml(tmp_path: Path) -> Nvml:
 def decode(tmp_path: Path) -> Decode:
     """Faults in the middle of a call; mount its `volume`, and set its `env`."""
     return Decode(tmp_path)
+
+
+@pytest.fixture(name="slow_disk")
+def _slow_disk(engine: docker.DockerClient, models: str, tmp_path: Path) -> Iterator[SlowDisk]:
+    """A disk with a model; mount its `volume`, and set its `env`."""
+    with slow_disk(engine, tmp_path) as one:
+        yield one
 
 
 @pytest.fixture(name="private_engine")

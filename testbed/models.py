@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,23 +152,35 @@ def make_volume(engine: docker.DockerClient, volume: str) -> None:
         for name, words in lines.items():
             (files / name).write_text("\n".join(words) + "\n")
         engine.volumes.create(volume, labels=LABELS)
-        container = engine.containers.run(
-            OLLAMA,
-            detach=True,
-            labels=LABELS,
-            volumes={
-                volume: {"bind": "/root/.ollama", "mode": "rw"},
-                directory: {"bind": "/models", "mode": "ro"},
-            },
-            healthcheck={"test": ["NONE"]},
-        )
-        try:
-            Ollama(container).wait_listening()
-            for name in lines:
-                done = container.exec_run(["ollama", "create", name, "-f", f"/models/{name}"])
-                assert done.exit_code == 0, done.output
-        finally:
-            container.remove(force=True, v=True)
+        create(engine, volume, files, lines)
+
+
+def create(engine: docker.DockerClient, place: str, files: Path, names: Iterable[str]) -> None:
+    """Create models from files.
+
+    Args:
+        engine: where the Ollama runs that does it.
+        place: the volume or directory that gets them.
+        files: a directory with a Modelfile of each name; it is mounted as `/models`.
+        names: of the models.
+    """
+    container = engine.containers.run(
+        OLLAMA,
+        detach=True,
+        labels=LABELS,
+        volumes={
+            place: {"bind": "/root/.ollama", "mode": "rw"},
+            str(files): {"bind": "/models", "mode": "ro"},
+        },
+        healthcheck={"test": ["NONE"]},
+    )
+    try:
+        Ollama(container).wait_listening()
+        for name in names:
+            done = container.exec_run(["ollama", "create", name, "-f", f"/models/{name}"])
+            assert done.exit_code == 0, done.output
+    finally:
+        container.remove(force=True, v=True)
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from collections.abc import Callable
 
 import pytest
 
-from probe.report import Reason, Remedy
+from probe.loads import STILL_SECONDS
+from probe.report import Reason, Remedy, Verdict
 from testbed import runner
 from testbed.deadlines import LONG_SECONDS, Deadline
 from testbed.decode import Decode
 from testbed.faults import freeze
 from testbed.ollama import TIME_TO_ASK, Ollama, was_asked
+from testbed.slow_disk import MODEL, SlowDisk
 
 Start = Callable[..., Ollama]
 
@@ -78,6 +80,36 @@ def test_a_load_that_is_not_listed_yet_is_seen(unchecked_twin: Start) -> None:
     assert verdicts[-1].reason is Reason.LOADING
     verdicts += server.check_until(lambda verdict: verdict.reason is Reason.READY)
     assert [v for v in verdicts if not v.healthy] == []
+
+
+@pytest.mark.more
+def test_a_load_from_a_slow_disk_is_well_and_from_one_that_does_not_answer_it_is_stalled(
+    slow_disk: SlowDisk, unchecked_twin: Start
+) -> None:
+    server = unchecked_twin({**TIME_TO_ASK, **slow_disk.env}, volumes=slow_disk.volume)
+    pid = int(server.attributes["State"]["Pid"])
+    slow_disk.allow(pid, 1 << 20)
+    server.begin_load(MODEL)
+    server.check_until(lambda verdict: verdict.reason is Reason.LOADING)
+    [loads] = runner.pids(server)
+    verdicts = checks_for(STILL_SECONDS + 10, server)
+    slow_disk.allow(pid, 1)
+    verdicts += checks_for(STILL_SECONDS - 10, server)
+    assert {verdict.reason for verdict in verdicts} == {Reason.LOADING}
+    verdict = server.check_until(lambda verdict: not verdict.healthy)[-1]
+    assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.OPERATOR), verdict
+    assert "its process waits for a disk" in verdict.message
+    slow_disk.allow(pid, 1 << 30)
+    server.check_until(lambda verdict: verdict.reason is Reason.READY)
+    assert runner.pids(server) == [loads]
+
+
+def checks_for(seconds: float, server: Ollama) -> list[Verdict]:
+    """The verdicts of checks one after the other."""
+    began, verdicts = time.monotonic(), [server.check()]
+    while time.monotonic() - began < seconds:
+        verdicts.append(server.check())
+    return verdicts
 
 
 @pytest.mark.parametrize("required", ["", "vector"])

@@ -71,7 +71,7 @@ def missing(answer: Answer | None = None, how: str = "yes", **more: object) -> O
 
 
 def under_way(seconds: float, still: float = 0, name: str = "tiny:latest") -> Memory:
-    mark = (0.4, 50.0, 0.0, 0.0)
+    mark = (50.0, 0.0, 0.4, 0.0, 0.0)
     return replace(PROVEN, load=Load(name, NOW - seconds, NOW - still, mark))
 
 
@@ -84,7 +84,9 @@ NAME = "sha256-a"
 GONE = model(KEPT, health=None, runner=None, gone=True)
 
 LOADS = check(model(health=LOADING))
-MOVES = check(model(runner=replace(RUNNER, cpu_seconds=51), health=LOADING))
+MOVES = check(model(runner=replace(RUNNER, cpu_seconds=57), health=LOADING))
+WAITS = check(model(runner=replace(RUNNER, queued_seconds=70), health=LOADING))
+ANSWERS = check(model(runner=replace(RUNNER, cpu_seconds=51, queued_seconds=9), health=LOADING))
 GROWS = check(model(runner=replace(RUNNER, memory_bytes=GIB), health=LOADING))
 READS = check(model(runner=replace(RUNNER, read_bytes=GIB), health=LOADING))
 SAYS = check(model(health=RunnerHealth("loading", 0.5)))
@@ -113,6 +115,9 @@ SAYS = check(model(health=RunnerHealth("loading", 0.5)))
         (LOADS, under_way(200, STILL_SECONDS - 1), ANY, "loading", True),
         (LOADS, under_way(200, STILL_SECONDS + 1), ANY, "stalled", False),
         (MOVES, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
+        (WAITS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
+        # it waits for a disk for ever, and says so whenever it is asked
+        (ANSWERS, under_way(200, STILL_SECONDS + 1), ANY, "stalled", False),
         (GROWS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
         (READS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
         (SAYS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
@@ -142,6 +147,15 @@ def test_a_load_is_judged_by_its_time_and_its_progress(
 ) -> None:
     verdict, _ = judge(observation, memory, settings, NOW)
     assert (verdict.reason, verdict.healthy) == (Reason(reason), healthy), verdict.message
+
+
+def test_a_load_that_waits_for_a_disk_for_ever_needs_an_operator() -> None:
+    """A restart would end it, where it can be ended at all, and wait for the same disk."""
+    waits = check(model(runner=replace(RUNNER, blocked=True), health=LOADING))
+    for observation, remedy in ((waits, Remedy.OPERATOR), (LOADS, Remedy.RESTART)):
+        verdict, _ = judge(observation, under_way(700, STILL_SECONDS + 1), ANY, NOW)
+        assert (verdict.reason, verdict.remedy) == (Reason.STALLED, remedy)
+        assert ("waits for a disk" in verdict.message) == (remedy is Remedy.OPERATOR)
 
 
 def test_a_load_that_waits_for_another_models_users_is_not_stuck() -> None:

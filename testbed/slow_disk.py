@@ -1,0 +1,81 @@
+"""A disk with a model on it, from which containers read as fast as a test wants, or not at all.
+
+It is a real one (a loop device), and its readers wait for it in the kernel (state `D`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+
+from testbed import models
+
+MODEL, MODEL_BYTES = "slow", 350 << 20
+"""Its model; its weights are a little smaller than this."""
+
+_MOUNT = "/opt/slow-disk"
+
+
+class SlowDisk:
+    """A file system of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"OLLAMA_MODELS": f"{_MOUNT}/models"}
+
+    @property
+    def volume(self) -> dict[str, dict[str, str]]:
+        return {str(self._directory): {"bind": _MOUNT, "mode": "rw"}}
+
+    def allow(self, pid: int, bytes_per_second: int) -> None:
+        """Limit how fast the container of a process reads from it, from now on."""
+        device = self._directory.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        groups = dict(
+            line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        )
+        if "blkio" in groups:
+            file = Path(f"/sys/fs/cgroup/blkio{groups['blkio']}/blkio.throttle.read_bps_device")
+            file.write_text(f"{number} {bytes_per_second}")
+        else:
+            file = Path(f"/sys/fs/cgroup{groups['']}/io.max")
+            file.write_text(f"{number} rbps={bytes_per_second}")
+
+
+@contextmanager
+def slow_disk(engine: docker.DockerClient, directory: Path) -> Iterator[SlowDisk]:
+    """One whose model is in nobody's memory yet; needs root.
+
+    Raises:
+        OSError: this machine cannot mount a file.
+    """
+    disk, files, mount = directory / "disk", directory / "files", directory / "mount"
+    for one in (files, mount):
+        one.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(3 * MODEL_BYTES)
+    _run("mkfs.ext4", "-q", str(disk))
+    models.write(files / "slow.gguf", 16, 1024)
+    (files / MODEL).write_text("FROM /models/slow.gguf\n")
+    _run("mount", "-o", "loop", str(disk), str(mount))
+    try:
+        models.create(engine, str(mount), files, [MODEL])
+        _run("umount", str(mount))
+        _run("mount", "-o", "loop", str(disk), str(mount))
+        yield SlowDisk(mount)
+    finally:
+        _run("umount", "--lazy", str(mount))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
