@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from probe import gpus, loads, retries, silence, vram
+from probe import crashes, gpus, loads, retries, silence, vram
 from probe.activity import past_of
 from probe.healing import culprit, restart_checks, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
@@ -160,7 +160,7 @@ def _found(
             yield one  # before what says that the end of its runner would help
     for model in observation.models:
         yield from silence.of(model, observation, past, memory, settings, now)
-    yield from silence.crashed(memory)
+    yield from crashes.crashed(memory)
     for model in observation.models:
         for one in (
             silence.for_nobody(model, observation, memory, settings, now),

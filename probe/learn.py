@@ -17,11 +17,11 @@ from probe.activity import (
     users_got_tokens,
     was_calm,
 )
+from probe.crashes import latest_row, learn_crashes
 from probe.loads import learn_load, learn_loads
 from probe.memory import Episode, Memory, ModelMemory
-from probe.observation import Asked, LoadedModel, Model, Observation
+from probe.observation import Asked, Model, Observation
 from probe.plan import (
-    CRASHES_SECONDS,
     DOUBT_SECONDS,
     doubt,
     is_doubted,
@@ -67,10 +67,14 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     memory = learn_loads(observation, memory, now)
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
-    crashes, served = _crashes(observation, memory, now), _served(observation, memory)
+    proven = {
+        model.row.key
+        for model in observation.models
+        if is_proven(model, observation.asked.get(model.row.key, ()), memory, now)
+    }
+    memory = learn_crashes(observation, memory, proven, now)
     memory = _with_waiting(observation, memory, settings, now)
     memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed)
-    memory = replace(memory, crashes=crashes, served=served)
     if observation.no_time:
         # What was known stands; the next check will see more.
         return replace(
@@ -110,39 +114,6 @@ def _listed(observation: Observation, memory: Memory) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*memory.listed, *now)))[-RECORDS:]
 
 
-def _crashes(observation: Observation, memory: Memory, now: float) -> dict[str, tuple[int, float]]:
-    """How many requests in a row have ended the runner of a model, and when the last did.
-
-    Once is no crash: the server may have ended it, to unload the model.
-    """
-    found = {
-        name: (times, at)
-        for name, (times, at) in memory.crashes.items()
-        if now - at < CRASHES_SECONDS
-    }
-    for model in observation.models:
-        name, asked = model.row.name, observation.asked.get(model.row.key, ())
-        # A process that holds what it was asked has lived through that.
-        holds = any(slot.held_tokens and not slot.is_processing for slot in slots_of(model) or ())
-        if holds or is_proven(model, asked, memory, now):
-            found.pop(name, None)
-        elif any(map(_ended_its_runner, asked)) or _has_crashed(model, memory, now):
-            found[name] = (found.get(name, (0, 0.0))[0] + 1, now)
-    return dict(list(found.items())[-RECORDS:])
-
-
-def _served(observation: Observation, memory: Memory) -> dict[str, tuple[str, str]]:
-    """Which process was last seen to serve each model, and the expiry that was written then."""
-    served = dict(memory.served)
-    for model in observation.models:
-        if observation.no_time and not model.gone:
-            continue  # what has come of its requests the next check will see
-        row = _latest_row(model, observation.asked.get(model.row.key, ()))
-        before, _ = served.pop(row.key, ("", ""))
-        served[row.key] = (identity(model) or before, row.expires_text)
-    return dict(list(served.items())[-RECORDS:])
-
-
 # --- one model ----------------------------------------------------------------------------
 
 
@@ -167,7 +138,7 @@ def _model(
             due_since=None,
             doubted_at=doubted_at or past.doubted_at,
         )
-    row = _latest_row(model, asked)
+    row = latest_row(model, asked)
     runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
     slots = next(
         (one.slots for one in reversed(asked) if one.slots is not None),
@@ -200,11 +171,6 @@ def _model(
         vram_percent=max(known.vram_percent, model.row.vram_percent or 0.0),
         vram_bytes=model.row.size_vram_bytes,
     )
-
-
-def _latest_row(model: Model, asked: tuple[Asked, ...]) -> LoadedModel:
-    """What `/api/ps` said of a model last: a request of ours may have moved its expiry."""
-    return next((one.row for one in reversed(asked) if one.row is not None), model.row)
 
 
 def _due_since(model: Model, observation: Observation, memory: Memory, now: float) -> float | None:
@@ -276,23 +242,6 @@ def _silent_since(
 def is_unanswered(asked: Asked) -> bool:
     """Whether a request of ours was let wait for longer than we could, or refused for others."""
     return asked.answer.outcome == "silent" or asked.answer.queue_full
-
-
-def _has_crashed(model: Model, memory: Memory, now: float) -> bool:
-    """Whether a model's process has gone, and a request of somebody had come to its end by then.
-
-    The server lists it all the same, until the next request, and moves its expiry with each. What
-    it ends itself it lists no more; and what is due it may be about to end.
-    """
-    _, text = memory.served.get(model.row.key, ("", ""))
-    due = model.row.expires_at <= now
-    return model.gone and not due and text not in ("", model.row.expires_text)
-
-
-def _ended_its_runner(asked: Asked) -> bool:
-    """Whether a runner was asked itself, and its process has ended in the middle of that."""
-    broke = asked.answer.outcome == "error" and asked.answer.status is None
-    return broke and asked.ask.via == "runner" and asked.runner is None
 
 
 def _unshared(

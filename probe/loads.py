@@ -195,7 +195,8 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
     if before is None or not same_model(before.name, name) or before.runner not in ("", process):
         return Load(name, now, now, mark, process)
     if not _has_moved(mark, before, now):
-        return before
+        blocked = before.blocked or (runner is not None and runner.blocked)
+        return replace(before, blocked=blocked)
     return Load(name, before.since, now, mark, process)
 
 
@@ -323,13 +324,12 @@ def loading(
         "required": True,
         "load_seconds": round(now - load.since, 1),
     }
-    blocked = any(runner.blocked for runner, _ in seen if runner is not None)
     if now - load.moved_at > STILL_SECONDS:
         words = (
             f"{load.name} is being loaded{done}, and has made no progress for "
             f"{now - load.moved_at:.0f} s"
         )
-        if blocked:  # a new process would wait for the same
+        if load.blocked:  # a new process would wait for the same
             words = f"{words}: its process waits for a disk, or for a driver"
             yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
         else:

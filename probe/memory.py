@@ -61,6 +61,21 @@ class ModelMemory:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A model as it was last seen, loaded now or not.
+
+    Attributes:
+        name: what it is called.
+        runner: identity of the process that served it last; empty where that was not visible.
+        expires_text: its expiry as the server wrote it then; empty where it moves by itself.
+    """
+
+    name: str = ""
+    runner: str = ""
+    expires_text: str = ""
+
+
+@dataclass(frozen=True)
 class Load:
     """A load that is under way.
 
@@ -71,6 +86,7 @@ class Load:
         mark: how far it was then: seconds that its runner ran, and waited for a CPU, its own word
             of its progress, bytes read and held.
         runner: identity of the process; empty where it is not visible.
+        blocked: it was seen to wait for a disk or a driver since then.
     """
 
     name: str = ""
@@ -78,6 +94,7 @@ class Load:
     moved_at: float = 0.0
     mark: tuple[float, ...] = ()
     runner: str = ""
+    blocked: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,9 +189,8 @@ class Memory:
         models: those that were loaded, by `LoadedModel.key`.
         waited_at: when a user was last seen to wait in vain; None: never.
         doubted_at: when models were last asked for that; None: never.
-        served: by `LoadedModel.key`, identity of the process that was last seen to serve a model,
-            and its expiry as last written; of models that are loaded no more, too.
-        crashes: by name of the model, how many requests in a row have ended its runner, and when
+        served: by `LoadedModel.key`, models as they were last seen, loaded now or not.
+        crashes: by `LoadedModel.key`, how many requests in a row have ended its runner, and when
             the last one did.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
         ended: when checks have ended a runner.
@@ -215,7 +231,7 @@ class Memory:
     models: dict[str, ModelMemory] = field(default_factory=dict)
     waited_at: float | None = None
     doubted_at: float | None = None
-    served: dict[str, tuple[str, str]] = field(default_factory=dict)
+    served: dict[str, Served] = field(default_factory=dict)
     crashes: dict[str, tuple[int, float]] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()

@@ -254,6 +254,8 @@ class Model:
         health: what the runner says; None where it was not asked.
         gone: the process that served it has ended, and the server still lists it. It loads the
             model again when somebody asks for it.
+        exits: some process of the server has begun to end and has not ended: this one may be being
+            unloaded.
         silent_seconds: for how long the runner was asked and said nothing.
         runnable_seconds: for how long it ran or waited for a CPU meanwhile; None: not visible.
         clamped: its context length is all that it was trained for, so that more may have been
@@ -264,6 +266,7 @@ class Model:
     runner: Runner | None = None
     health: RunnerHealth | None = None
     gone: bool = False
+    exits: bool = False
     silent_seconds: float = 0.0
     runnable_seconds: float | None = None
     clamped: bool | None = False
@@ -344,6 +347,7 @@ class Observation:
             `no`, or run in the `cloud`.
         load: the required model that was asked for, and how the request ended; None: none was.
         load_runner: identity of the process that it began; empty where that is not known.
+        load_row: what `/api/ps` said of it afterwards; None: it did not, or was not asked.
         asked: by `LoadedModel.key`, what was asked of it, in this order.
         version: the server's version; empty where it was not asked.
     """
@@ -365,6 +369,7 @@ class Observation:
     missing: dict[str, str] = field(default_factory=dict)
     load: tuple[str, Answer] | None = None
     load_runner: str = ""
+    load_row: LoadedModel | None = None
     asked: dict[str, tuple[Asked, ...]] = field(default_factory=dict)
     version: str = ""
 

@@ -16,7 +16,7 @@ from probe.deadline import RESERVE_SECONDS, Budget
 from probe.gpu_reading import GpuFault
 from probe.judge import gpu_wanted
 from probe.loads import is_under_way, load_next
-from probe.memory import Memory
+from probe.memory import Memory, Served
 from probe.observation import (
     Dialect,
     LoadedModel,
@@ -180,9 +180,11 @@ class _Check:
             if row.key not in self._memory.models and sent and same_model(sent.name, row.name):
                 before = sent.runner or None  # loaded by the last check, and read by none yet
             if before is None and all_serve:  # loaded since the last check, and no process left
-                before = self._memory.served.get(row.key, ("", ""))[0] or None
+                before = self._memory.served.get(row.key, Served()).runner or None
             gone = runner is None and before is not None and before not in present
             models.append(self._with_health(Model(row, runner, gone=gone), share))
+        if any(model.gone for model in models):
+            models = list(self._still_listed(models))
         is_silent = any(model.state == "silent" for model in models)
         after = {runner.identity: runner for runner in runners.find()} if is_silent else {}
         for model in models:
@@ -192,6 +194,19 @@ class _Check:
                 both = model.runner.and_then(later)
                 model = replace(model, runner=both, runnable_seconds=worked)
             yield model
+
+    def _still_listed(self, models: list[Model]) -> Iterator[Model]:
+        """Without those whose processes the server was just ending: these it lists no more."""
+        exits = any(one.runner for one in runners.unending(self._settings.port))
+        rows = {model.row.key for model in models}
+        try:
+            now = self._server.loaded(self._budget.remaining * _RUNNER_SHARE)
+            rows = {row.key for row in now}
+        except ApiError:
+            exits = True  # it may be ending one right now
+        for model in models:
+            if not model.gone or model.row.key in rows:
+                yield replace(model, exits=model.gone and exits)
 
     def _with_health(self, model: Model, share: float) -> Model:
         runner = model.runner
@@ -310,7 +325,13 @@ class _Check:
         before = {runner.identity for runner in runners.find()}
         answer = self._server.load(name, self._budget.remaining)
         began = [one for one in runners.find() if one.identity not in before]
-        blob = self._server.blob(name, RESERVE_SECONDS) if answer.outcome == "token" else ""
+        observation = replace(observation, load=(name, answer))
+        if answer.outcome != "token":
+            return observation
+        blob, row = self._server.blob(name, RESERVE_SECONDS), None
         ours = [one.identity for one in began if blob and one.command.weights.endswith(blob)]
+        with suppress(ApiError):
+            rows = self._server.loaded(RESERVE_SECONDS)
+            row = next((row for row in rows if same_model(row.name, name)), None)
         runner = ours[0] if len(ours) == 1 else ""
-        return replace(observation, load=(name, answer), load_runner=runner)
+        return replace(observation, load_runner=runner, load_row=row)

@@ -179,7 +179,7 @@ def suspicion(model: Model, settings: Settings) -> Ask | None:
 
 def crashes(model: Model, memory: Memory) -> bool:
     """Whether requests, several in a row, have ended the runners of a model."""
-    return memory.crashes.get(model.row.name, (0, 0.0))[0] >= CRASHES
+    return memory.crashes.get(model.row.key, (0, 0.0))[0] >= CRASHES
 
 
 def doubt(model: Model, settings: Settings) -> Ask | None:

@@ -13,7 +13,6 @@ from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Asked, Dialect, Model, Observation
 from probe.plan import (
-    CRASHES,
     busy_timeout,
     is_loading,
     is_required,
@@ -185,17 +184,6 @@ def nobody_seconds(model: Model, memory: Memory, now: float) -> float:
     """For how long a model has worked for nobody; 0 where it does not."""
     known = memory.models.get(model.row.key, ModelMemory())
     return max((now - since for _, _, since in known.nobodys), default=0.0)
-
-
-def crashed(memory: Memory) -> Iterator[Verdict]:
-    """Models whose runners end at each request, loaded now or not: each was a new process."""
-    for name, (times, _) in memory.crashes.items():
-        if times >= CRASHES:
-            words = (
-                f"the runner of {name} exited at each of the last {times} requests that were seen: "
-                "see the server's log (`docker logs`)"
-            )
-            yield Verdict(False, Reason.STALLED, words, {"model": name}, remedy=Remedy.OPERATOR)
 
 
 def _readings(model: Model, waited: float, silent_for: float) -> dict[str, Reading]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from probe.gpu_reading import GpuDevice, GpuFault, GpuReading
-from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad
+from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
 from probe.observation import (
     Answer,
     Ask,
@@ -97,7 +97,7 @@ memories = st.builds(
     | st.builds(SentLoad, names, moments, st.dictionaries(names, moments, max_size=2)),
     failed_loads=st.dictionaries(names, failed_loads, max_size=2),
     evictions=st.lists(st.tuples(names, names), max_size=2).map(tuple),
-    served=st.dictionaries(keys, st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=2),
+    served=st.dictionaries(keys, st.builds(Served, names, identities, texts), max_size=2),
     crashes=st.dictionaries(keys, st.tuples(counts, moments), max_size=2),
     models=st.dictionaries(keys, model_memories, max_size=2),
     waited_at=maybe | moments,
@@ -165,6 +165,7 @@ models = st.builds(
     runner=maybe | runners,
     health=maybe | healths,
     gone=st.booleans(),
+    exits=st.booleans(),
     silent_seconds=st.floats(0, 10),
     runnable_seconds=maybe | st.floats(0, 10),
     clamped=st.none() | st.booleans(),

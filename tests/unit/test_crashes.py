@@ -8,7 +8,7 @@ import pytest
 
 from probe.judge import judge
 from probe.memory import Memory
-from probe.observation import Answer, Ask, Asked, Observation, Slot
+from probe.observation import Answer, Ask, Asked, Observation, RunnerHealth, Slot
 from probe.plan import CRASHES, CRASHES_SECONDS, routine
 from probe.report import Reason, Remedy
 from tests.unit.rows import (
@@ -70,12 +70,14 @@ def gone(number: int, expires_in: float = 300.0) -> Observation:
     return check(model(row, None, None, gone=True))
 
 
-@pytest.mark.parametrize("between", [(), (Observation(),), (listed(30),)])
-def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(
-    between: tuple[Observation, ...],
-) -> None:
+@pytest.mark.parametrize("between", ["nothing", "unlisted", "a new process"])
+def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(between: str) -> None:
     """It has no time to answer a check, which meets it by chance, and mostly while it is loaded."""
-    seen = [one for number in range(CRASHES) for one in (*between, gone(number))]
+    seen = []
+    for number in range(CRASHES):
+        seen += [Observation()] if between == "unlisted" else []
+        seen += [listed(30 + number)] if between == "a new process" else []
+        seen += [gone(number)]
     verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
     assert [verdict.reason for verdict in verdicts].index(Reason.STALLED) == len(seen)
     assert verdicts[-1].remedy is Remedy.OPERATOR
@@ -88,13 +90,19 @@ def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(
     assert (verdict.reason, memory.crashes) == (Reason.READY, {})
 
 
+def exits(number: int) -> Observation:
+    [one] = gone(number).models
+    return check(replace(one, exits=True))
+
+
 @pytest.mark.parametrize(
     "seen",
     [
         [gone(1)] * 9,  # nobody has asked since
         [gone(number, expires_in=-1) for number in range(9)],  # the server is about to end it
+        [exits(number) for number in range(9)],  # the server ends it, to load another one
     ],
-    ids=["idle", "due"],
+    ids=["idle", "due", "unloaded"],
 )
 def test_a_process_that_has_gone_for_another_reason_has_not_crashed(
     seen: list[Observation],
@@ -102,6 +110,41 @@ def test_a_process_that_has_gone_for_another_reason_has_not_crashed(
     verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
     assert "stalled" not in reasons(verdicts)
     assert max((times for times, _ in memory.crashes.values()), default=0) <= 1
+
+
+def test_a_process_that_was_ended_because_it_hung_has_not_crashed() -> None:
+    """Its user's request has come to an end with it."""
+    _, memory = run(listed(20), memory=PROVEN, settings=REQUIRED)
+    runner = listed(20).models[0].runner
+    assert runner is not None
+    for healed in (replace(memory, suspect=runner.identity), replace(memory, ended=(NOW,))):
+        _, after = judge(gone(1), healed, REQUIRED, NOW + 8)
+        assert after.crashes == {}
+    _, after = judge(gone(1), memory, REQUIRED, NOW + 8)
+    assert after.crashes != {}
+
+
+def test_what_moves_by_itself_while_a_model_is_loaded_tells_nothing() -> None:
+    """A user who gives up during a load ends it."""
+    row = replace(IN_VRAM, expires_text="at first", expires_at=NOW + 300)
+    loads = check(model(row, health=RunnerHealth("loading")))
+    _, memory = run(loads, gone(1), loads, gone(2), memory=PROVEN, settings=REQUIRED)
+    assert memory.crashes == {}
+
+
+def test_a_process_that_ended_after_our_own_load_has_not_crashed_at_a_request() -> None:
+    kept = replace(IN_VRAM, expires_text="never", expires_at=NOW + 300)
+    ours = replace(gone(0), load=("tiny", TOKEN), load_runner="9/9", load_row=kept)
+    again = check(model(kept, None, None, gone=True))
+    _, memory = run(listed(20), ours, again, memory=PROVEN, settings=REQUIRED)
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+
+
+def test_a_model_that_was_made_anew_has_not_crashed() -> None:
+    _, memory = run(*map(crash, range(20, 20 + CRASHES)), memory=PROVEN, settings=REQUIRED)
+    anew = check(model(replace(IN_VRAM, digest="d9"), health=slots(Slot(0))))
+    verdict, memory = judge(anew, memory, REQUIRED, NOW + 60)
+    assert (verdict.reason, memory.crashes) == (Reason.READY, {})
 
 
 def test_a_process_that_was_killed_after_we_kept_its_model_loaded_has_not_crashed() -> None:
@@ -131,19 +174,20 @@ def test_crashes_of_an_hour_ago_count_no_more() -> None:
         check(model(health=slots(Slot(0))), to=(Asked(IN_SLOT, TOKEN, runner=RUNNER),)),
         check(model(health=slots(Slot(0, True, task=4, decoded_tokens=12)))),
         check(model(health=slots(Slot(0, task=1, held_tokens=9)), runner=OTHER_RUNNER)),
+        check(model(replace(IN_VRAM, expires_text="later"))),
     ],
-    ids=["a token for us", "tokens for a user", "tokens of a new process"],
+    ids=["a token for us", "tokens for a user", "tokens of a new process", "it lives after one"],
 )
 def test_a_token_ends_the_row_of_crashes(between: Observation) -> None:
     known = check(model(health=slots(Slot(0, True, task=4, decoded_tokens=2))))
     verdicts, memory = run(crash(20), crash(21), known, between, crash(22), memory=PROVEN)
     assert "stalled" not in reasons(verdicts)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"tiny:latest": 1}
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
 
 
 def test_a_model_that_was_not_asked_keeps_its_count_and_other_models_have_theirs() -> None:
     _, memory = run(crash(20), Observation(), listed(21), memory=PROVEN)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"tiny:latest": 1}
+    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +206,7 @@ def test_only_a_process_that_ends_at_a_request_has_crashed(one: Asked) -> None:
 
 def test_a_required_model_is_no_more_ended_by_us_again_and_again() -> None:
     """It would be loaded by one check, and ended by the next."""
-    memory = replace(FIRST, proven=True, crashes={"tiny:latest": (CRASHES, NOW)})
+    memory = replace(FIRST, proven=True, crashes={"d1": (CRASHES, NOW)})
     model_ = listed(20).models[0]
     assert routine(model_, Memory(), REQUIRED) is not None
     assert routine(model_, memory, REQUIRED) is None

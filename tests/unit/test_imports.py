@@ -26,7 +26,8 @@ MAY_IMPORT = {
 
 FLOORS = {
     1: "gpu_reading observation memory report knobs settings setting_names",
-    2: "dialects generations activity plan loads vram gpus learn silence judge healing retries",
+    2: "dialects generations activity plan loads vram gpus crashes learn silence judge healing "
+    "retries",
     3: "deadline processes connections runners end_process ollama nvml nvml_details amd "
     "memory_file restarts",
     4: "devices asking observe check end_runner end_server",

@@ -20,6 +20,7 @@ from probe.memory import (
     Memory,
     ModelMemory,
     SentLoad,
+    Served,
 )
 from probe.memory_file import MemoryFile
 from probe.settings import Settings
@@ -42,12 +43,12 @@ FULL = Memory(
     gpus_read=True,
     used_gpus=("GPU-1",),
     free_bytes=1 << 34,
-    load=Load("tiny", 1.0, 2.0, (0.5, 3.0)),
+    load=Load("tiny", 1.0, 2.0, (0.5, 3.0), "7/70", blocked=True),
     listed=("7/1",),
     unending={"7/1": 3.0},
     sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
-    served={"d1": ("7/70", "2026-11-27T10:00:00Z")},
-    crashes={"tiny:latest": (2, 3.0)},
+    served={"d1": Served("tiny:latest", "7/70", "2026-11-27T10:00:00Z")},
+    crashes={"d1": (2, 3.0)},
     failed_loads={"tiny": FailedLoad("invalid magic", 1.0, 2.0, 2)},
     evictions=(("tiny", "other"),),
     models={
