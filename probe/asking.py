@@ -129,4 +129,5 @@ class Asking:
         if later and answered and later.command.dialect is Dialect.LLAMA_SERVER:
             health = self._server.runner_health(later, RESERVE_SECONDS)
         slots = health.slots if health else None
-        return replace(asked, runner=later, runnable_seconds=worked, slots=slots)
+        ended = later is None
+        return replace(asked, runner=later, ended=ended, runnable_seconds=worked, slots=slots)

@@ -310,6 +310,7 @@ class Asked:
         slots: the runner's slots afterwards; None where they cannot be read.
         row: what `/api/ps` said of the model afterwards; None where that was not asked.
         runner: its process afterwards; None where it is not visible, or gone.
+        ended: its process has ended meanwhile.
         still_silent: it was left unanswered, and the runner itself said nothing afterwards.
     """
 
@@ -319,6 +320,7 @@ class Asked:
     slots: tuple[Slot, ...] | None = None
     row: LoadedModel | None = None
     runner: Runner | None = None
+    ended: bool = False
     still_silent: bool = False
 
 

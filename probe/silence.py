@@ -83,7 +83,7 @@ def of(
         and silent_for <= busy_timeout(model, settings)
     ):
         yield _busy(first, f"{what}; a model is being loaded", readings)
-    elif full or served or _works(model, observation, waited, ran):
+    elif full or served or _is_replaced(unanswered) or _works(model, observation, waited, ran):
         longest = busy_timeout(model, settings)
         if silent_for > longest and proves:
             more = f"for more than {longest:g} s (PROBE_BUSY_TIMEOUT)"
@@ -268,6 +268,12 @@ def _said_so(asked: Asked) -> bool:
     """Whether a runner itself has answered that it cannot do what was asked."""
     refused = is_suspicious(asked.answer) and asked.answer.status is not None
     return asked.ask.via == "runner" and refused
+
+
+def _is_replaced(unanswered: list[Asked]) -> bool:
+    """Whether a model's process has ended while the server was asked: it begins another one, as for
+    a user who names other options."""
+    return any(one.ended and one.ask.via == "server" for one in unanswered)
 
 
 def _is_certain(

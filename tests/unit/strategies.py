@@ -194,6 +194,7 @@ requests = st.builds(
     slots=maybe | st.lists(slots, max_size=2).map(tuple),
     row=maybe | rows,
     runner=maybe | runners,
+    ended=st.booleans(),
 )
 devices = st.builds(
     GpuDevice,

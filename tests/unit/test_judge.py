@@ -76,6 +76,18 @@ def silent_for(seconds: float) -> Memory:
     return past(silent_since=NOW - seconds)
 
 
+def test_a_server_that_begins_another_process_meanwhile_is_at_work() -> None:
+    """As for users who name other options by turns: each load can be longer than a check."""
+    ended = asked(TO_SERVER, NOTHING, ended=True)
+    verdict, memory = judge(check(model(), to=(ended,)), PROVEN, ANY, NOW)
+    assert (verdict.healthy, verdict.reason) == (True, Reason.BUSY)
+    again = check(model(runner=OTHER_RUNNER), to=(ended,))
+    for later in range(10, 700, 10):
+        verdict, memory = judge(again, memory, ANY, NOW + later)
+        again = check(model(runner=replace(RUNNER, pid=20 + later)), to=(ended,))
+        assert verdict.healthy, verdict
+
+
 def test_what_a_living_runner_says_is_wrong_is_its_own_fault() -> None:
     wrong = asked(TO_RUNNER, Answer("error", 0.1, None, 500, "Compute error."))
     idle = model(health=slots(Slot(0)))
