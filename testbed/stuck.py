@@ -57,7 +57,11 @@ def stuck(server: Ollama, model: str, **options: float) -> Iterator[None]:
 
 
 def _tokens(pid: int) -> int:
-    """How many tokens of the answers that it is working on a runner has."""
+    """How many tokens of its longest answer a runner has made, which it may have ended by now."""
     status, content = runner.ask(pid, "/slots")
     slots = json.loads(content) if status == 200 else ()
-    return sum(slot["next_token"][0]["n_decoded"] for slot in slots if slot["is_processing"])
+    made = (
+        slot["next_token"][0]["n_decoded"] if slot["is_processing"] else slot["n_prompt_tokens"]
+        for slot in slots
+    )
+    return max(made, default=0)
