@@ -20,6 +20,9 @@ MODEL, MODEL_BYTES = "slow", 350 << 20
 
 _MOUNT = "/opt/slow-disk"
 
+_LIMITS_V1 = Path("/sys/fs/cgroup/blkio")
+_CONTROLLERS_V2 = Path("/sys/fs/cgroup/cgroup.controllers")
+
 
 class SlowDisk:
     """A file system of its own."""
@@ -43,7 +46,7 @@ class SlowDisk:
             line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         )
         if "blkio" in groups:
-            file = Path(f"/sys/fs/cgroup/blkio{groups['blkio']}/blkio.throttle.read_bps_device")
+            file = Path(f"{_LIMITS_V1}{groups['blkio']}/blkio.throttle.read_bps_device")
             file.write_text(f"{number} {bytes_per_second}")
         else:
             file = Path(f"/sys/fs/cgroup{groups['']}/io.max")
@@ -55,8 +58,10 @@ def slow_disk(engine: docker.DockerClient, directory: Path) -> Iterator[SlowDisk
     """One whose model is in nobody's memory yet; needs root.
 
     Raises:
-        OSError: this machine cannot mount a file.
+        OSError: this machine cannot mount a file, or its kernel limits no container's disk.
     """
+    if not (_LIMITS_V1.is_dir() or "io" in _CONTROLLERS_V2.read_text().split()):
+        raise OSError("no control group limits how fast a disk is read")
     disk, files, mount = directory / "disk", directory / "files", directory / "mount"
     for one in (files, mount):
         one.mkdir()
