@@ -39,11 +39,12 @@ def learn_crashes(
             # Once is no crash: the server may have ended it, to unload the model.
             found[key] = (found.get(key, (0, 0.0))[0] + 1, now)
     served = _served(observation, memory)
-    made_anew = {one.row.name: one.row.key for one in observation.models}
+    keys = {model.row.name: model.row.key for model in observation.models}
     crashes = {
         key: crash
         for key, crash in found.items()
-        if key in served and made_anew.get(served[key].name, key) == key
+        # One that was made anew has its name, and another key.
+        if key in served and keys.get(served[key].name, key) == key
     }
     return replace(memory, crashes=crashes, served=served)
 
@@ -73,7 +74,7 @@ def _has_crashed(model: Model, memory: Memory, now: float) -> bool:
     healed = known.runner == memory.suspect or bool(
         memory.ended and memory.ended[-1] >= (memory.checked_at or 0.0)
     )
-    return not healed and known.expires_text not in ("", model.row.expires_text)
+    return not healed and _has_expiry_moved(model, known)
 
 
 def _has_lived(model: Model, memory: Memory) -> bool:
@@ -83,8 +84,12 @@ def _has_lived(model: Model, memory: Memory) -> bool:
     known = memory.served.get(model.row.key)
     if known is None or model.runner is None or model.state != "ready":
         return False
-    same = known.runner == model.runner.identity
-    return same and known.expires_text not in ("", model.row.expires_text)
+    return known.runner == model.runner.identity and _has_expiry_moved(model, known)
+
+
+def _has_expiry_moved(model: Model, known: Served) -> bool:
+    """Whether a request has come to its end since a model was last seen, as far as is known."""
+    return known.expires_text not in ("", model.row.expires_text)
 
 
 def _ended_its_runner(asked: Asked) -> bool:
@@ -104,9 +109,9 @@ def _served(observation: Observation, memory: Memory) -> dict[str, Served]:
         text = row.expires_text if model.gone or model.state == "ready" else ""
         before = served.pop(row.key, Served())
         served[row.key] = Served(row.name, identity(model) or before.runner, text)
-    if (row_ := observation.load_row) is not None:  # a request of ours has moved it
-        served.pop(row_.key, None)
-        served[row_.key] = Served(row_.name, observation.load_runner, row_.expires_text)
+    if (loaded := observation.load_row) is not None:  # a request of ours has moved its expiry
+        served.pop(loaded.key, None)
+        served[loaded.key] = Served(loaded.name, observation.load_runner, loaded.expires_text)
     return dict(list(served.items())[-RECORDS:])
 
 
