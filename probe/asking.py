@@ -55,7 +55,7 @@ class Asking:
                 plans.append((model, doubt(model, settings)))
         for model in models:
             if model not in suspected:
-                plans.append((model, keep(model, settings, now)))
+                plans.append((model, keep(model, memory, settings, now)))
                 plans.append((model, routine(model, memory, settings)))
         wanted = [(model, ask) for model, ask in plans if ask is not None]
         for place, (model, ask) in enumerate(wanted):

@@ -215,11 +215,16 @@ def _longest(model: Model, limit: float | None) -> float:
     return BUSY_SECONDS if model.row.size_vram_bytes else BUSY_SECONDS_ON_CPU
 
 
-def keep(model: Model, settings: Settings, now: float) -> Ask | None:
-    """How a required model is kept loaded; None: it is, or its options are not visible."""
+def keep(model: Model, memory: Memory, settings: Settings, now: float) -> Ask | None:
+    """How a required model is kept loaded; None: it is, or its options are not visible.
+
+    Not at the first sight of its process: where users with options of their own take turns, the
+    server would load it again for ours, and throw that load away when we give up.
+    """
     options = options_of(model)
     if (
         model.gone
+        or (memory.kept and past_of(model, memory) is None)
         or model.state != "ready"
         or options is None
         or not is_required(model, settings)

@@ -250,7 +250,7 @@ def test_a_model_that_was_seen_in_vram_is_remembered_whatever_there_was_no_time_
 def test_a_runner_that_had_no_time_to_answer_is_asked_for_nothing() -> None:
     one = model(health=UNKNOWN)
     assert routine(one, past(unshared_text="then"), ANY) is None
-    assert keep(one, REQUIRED, NOW) is None
+    assert keep(one, WAS_READY, REQUIRED, NOW) is None
     assert not is_suspected(one, past(silent_since=NOW - 99), ANY, NOW)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from probe.activity import users_got_tokens
+from probe.activity import identity, users_got_tokens
 from probe.memory import Load, Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Observation, Slot
 from probe.plan import (
@@ -382,7 +382,16 @@ def test_the_options_of_a_model_are_known_only_where_all_of_them_show(
 def test_only_a_required_model_is_kept_and_only_with_its_own_options(
     one: Model, settings: Settings, ask: Ask | None
 ) -> None:
-    assert keep(one, settings, NOW) == ask
+    assert keep(one, past(runner=identity(one)), settings, NOW) == ask
+
+
+def test_a_required_model_is_kept_once_a_second_check_sees_its_process() -> None:
+    """With users' options that alternate it would cost a load, which is given up with ours."""
+    ask = keep(model(), past(), REQUIRED, NOW)
+    assert ask is not None
+    assert keep(model(), FIRST, REQUIRED, NOW) is None
+    assert keep(model(), past(runner="another"), REQUIRED, NOW) is None
+    assert keep(model(), replace(FIRST, kept=False), REQUIRED, NOW) == ask  # no check knows more
 
 
 def test_no_request_but_one_that_keeps_a_required_model_names_a_keep_alive() -> None:

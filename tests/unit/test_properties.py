@@ -80,7 +80,11 @@ def test_where_the_server_could_be_asked_and_was_not_no_model_is_stalled(
 def test_nothing_is_asked_of_the_server_with_options_that_do_not_show(
     model: Model, memory: Memory, knobs: Settings
 ) -> None:
-    asks = (routine(model, memory, knobs), suspicion(model, knobs), keep(model, knobs, NOW))
+    asks = (
+        routine(model, memory, knobs),
+        suspicion(model, knobs),
+        keep(model, memory, knobs, NOW),
+    )
     is_suspected(model, memory, knobs, NOW)
     for ask in asks:
         if ask is not None and ask.via == "server" and model.runner is not None:
