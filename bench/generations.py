@@ -235,13 +235,21 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def generations(options: argparse.Namespace) -> Iterator[Generation]:
-    """The generations that the options name, one after the other."""
+def generations(
+    options: argparse.Namespace, healthcheck: dict[str, Any] | None = None, **env: str
+) -> Iterator[Generation]:
+    """The generations that the options name, one after the other.
+
+    Args:
+        options: as `arguments` gives them.
+        healthcheck: what differs from the one of the images; None: Docker checks nothing.
+        env: settings of the containers.
+    """
     images: Sequence[str] = options.image or ([] if options.server else ["=".join(DEFAULT)])
     engine = docker.from_env()
     for text in images:
         name, _, image = text.partition("=")
-        with _container_of(engine, name, image) as one:
+        with _container_of(engine, name, image, healthcheck or {"test": ["NONE"]}, env) as one:
             yield one
     for text in options.server:
         name, _, url = text.partition("=")
@@ -252,7 +260,13 @@ def generations(options: argparse.Namespace) -> Iterator[Generation]:
 
 
 @contextmanager
-def _container_of(engine: docker.DockerClient, name: str, image: str) -> Iterator[Generation]:
+def _container_of(
+    engine: docker.DockerClient,
+    name: str,
+    image: str,
+    healthcheck: dict[str, Any],
+    env: dict[str, str],
+) -> Iterator[Generation]:
     with (
         tempfile.TemporaryDirectory() as directory,
         volume_of_models(engine, unique("bench")) as volume,
@@ -267,13 +281,13 @@ def _container_of(engine: docker.DockerClient, name: str, image: str) -> Iterato
             detach=True,
             labels=LABELS,
             # The default since 0.10; before, it depended on the memory that is free.
-            environment={"OLLAMA_NUM_PARALLEL": "1", **decode.env},
+            environment={"OLLAMA_NUM_PARALLEL": "1", **decode.env, **env},
             volumes={
                 volume: {"bind": "/root/.ollama", "mode": "rw"},
                 directory: {"bind": GPUS, "mode": "ro"},
                 **decode.volume,
             },
-            healthcheck={"test": ["NONE"]},
+            healthcheck=healthcheck,
         )
         try:
             server = Ollama(container)
