@@ -161,7 +161,8 @@ class Attempts:
             if turn.request is None and time.time() - turn.waiting.since > FRESH_SECONDS:
                 fresh = self._engine.look(sighting.id)
                 if (fresh.state, fresh.health) != (sighting.state, sighting.health):
-                    return replace(none, why_not="it is not as it was", again=time.time())
+                    why_not = "its state changed before its turn"
+                    return replace(none, why_not=why_not, again=time.time())
             held_until = self._take_lease(incident.subject)
             if held_until is not None:
                 again = min(held_until, time.time() + OTHERS_LOOK_SECONDS)
@@ -183,7 +184,7 @@ class Attempts:
         none = Done(one.incident.subject, None)
         held_until = until_answered(partial(self._take_lease, one.incident.subject))
         if held_until is not None:
-            return replace(none, why_not="another autoheal is at it", again=held_until)
+            return replace(none, why_not="another autoheal is healing it", again=held_until)
         result = self._healer.carry_out(one.attempt, one.operations, one.at, resumed=True)
         attempt = next(a for a in one.incident.attempts if a.at == one.at)
         return self._end(one.attempt, none, attempt, result)
@@ -212,7 +213,7 @@ class Attempts:
         except UnreachableError:
             raise
         except EngineError as error:
-            text = f"no lease can be taken, so beware of a second autoheal: {error}"
+            text = f"cannot take a lease, so no second autoheal may watch this engine: {error}"
             self._degraded("lease", text)
             return None
 
@@ -227,7 +228,7 @@ class Attempts:
 _DOING = {
     Action.RUNNER: "ending only its stuck runner",
     Action.RESTART: "restarting",
-    Action.RECREATE: "making it anew",
+    Action.RECREATE: "recreating it",
     Action.REDEPLOY: "redeploying",
     Action.STOP: "stopping",
 }

@@ -303,7 +303,7 @@ def _server(name: str, container: str, test: list[str], engine: Engine) -> Itera
     except (EngineError, ValueError, LookupError, TypeError):
         version, readings = "", {}
     if not version:
-        yield Finding("ok", f"{name}: which Ollama it runs could not be asked")
+        yield Finding("ok", f"{name}: its version of Ollama could not be determined")
     elif is_known(version):
         yield Finding("ok", f"{name}: {describe(version)}")
     else:

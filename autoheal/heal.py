@@ -327,7 +327,7 @@ class Healer:
             if found is None:
                 raise HealError(f"{name} was removed by somebody else")
             if found["HostConfig"].get("AutoRemove"):
-                raise HealError(f"{name} goes away when it stops (--rm): it is not made again")
+                raise HealError(f"{name} is removed when it stops (--rm): it cannot be recreated")
             name = found["Name"].lstrip("/")
             operation = ledger.step(
                 operation,
@@ -514,7 +514,7 @@ class Healer:
         try:
             found = followers(healed, replaced, until_answered(self._engine.neighbours))
         except (EngineError, HealError) as error:
-            return f"what depends on it was not brought back: {error}"
+            return f"dependent containers were not restarted: {error}"
         problems = []
         for follower in found:
             one = follower.container

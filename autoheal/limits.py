@@ -67,7 +67,9 @@ class Limits:
         times = self._times_over.get(container, 0) + 1 if words else 0
         self._times_over[container] = times
         lasting = (
-            f"{words}, {times} looks in a row" if times >= self._settings.max_unhealthy else ""
+            f"{words} in {times} measurements in a row"
+            if times >= self._settings.max_unhealthy
+            else ""
         )
         if lasting or self._complaints.get(container):
             self._complaints[container] = lasting

@@ -74,7 +74,7 @@ def _end(pid: int, begun: str | None, proc: str) -> str:
             signal.pidfd_send_signal(handle, number)
             if select.select([handle], [], [], seconds)[0]:
                 return f"{what} with {number.name}"
-        return f"{what} in vain: it survives {signal.SIGKILL.name}"
+        return f"{what}, which survived {signal.SIGKILL.name}"
     finally:
         os.close(handle)
 

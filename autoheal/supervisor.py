@@ -461,14 +461,14 @@ class Supervisor:
             return
         now = time.time()
         if subject not in self._incidents:
-            incident = Incident(subject, sighting.id, now, "asked for by a person")
+            incident = Incident(subject, sighting.id, now, "requested by an operator")
             self._incidents[subject] = self._ledger.save(incident)
         elif self._incidents[subject].given_up:
             again = replace(self._incidents[subject], given_up=False)
             self._incidents[subject] = self._ledger.save(again)
         attempts = self._incidents[subject].attempts
         rung = attempts[-1].rung if attempts else -1
-        decision = Decision(Verb.ACT, "a person asked for it", action=action, rung=rung)
+        decision = Decision(Verb.ACT, "requested by an operator", action=action, rung=rung)
         self._turns[subject] = Turn(Waiting(subject, 0, now), sighting, rules, decision, request.id)
 
     def _tell(self, news: News, name: str, text: str, rules: Policy) -> None:

@@ -220,8 +220,8 @@ def _below_minimum(
     if total is not None and total < row.size_bytes * minimum / 100:
         return unhealthy(
             Reason.MISCONFIGURED,
-            f"{what}, and all the VRAM there is has {_gib(total)} for its "
-            f"{_gib(row.size_bytes)}: lower PROBE_MIN_VRAM_PERCENT or the model",
+            f"{what}, but the GPUs have {_gib(total)} in all and it needs "
+            f"{_gib(row.size_bytes)}: lower PROBE_MIN_VRAM_PERCENT, or use a smaller model",
             model=row.name,
             vram_percent=share,
         )
@@ -231,7 +231,8 @@ def _below_minimum(
         return taken
     if not required and free is not None and free < outside:
         return None  # this server's other models have the room
-    words = f"{what} while NVML sees {len(gpu.devices)} GPU"
+    count = len(gpu.devices)
+    words = f"{what}, although NVML sees {count} GPU{'s' if count != 1 else ''}"
     return unhealthy(Reason.CPU_FALLBACK, words, model=row.name, vram_percent=share)
 
 

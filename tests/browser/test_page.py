@@ -123,7 +123,7 @@ def test_without_the_token_nothing_can_be_done_and_with_it_a_container_is_healed
     page.get_by_role("button", name=f"Heal {one.name}").click()
     page.get_by_role("button", name="Heal", exact=True).click()
     one.wait_restarted(before)
-    expect(page.locator("#timeline")).to_contain_text("asked for by a person")
+    expect(page.locator("#timeline")).to_contain_text("requested by an operator")
 
     page.get_by_role("button", name=f"Pause {one.name}").click()
     page.get_by_role("button", name="Pause", exact=True).click()

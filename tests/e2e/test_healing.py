@@ -317,7 +317,7 @@ def test_a_container_that_uses_more_than_it_may_is_healed_with_that_reason(
     )
     healer = autoheal(CHECK_INTERVAL="1", MAX_UNHEALTHY="2", MAX_CPU_PERCENT="2", **PROMPT)
     line = healer.wait_line("is unhealthy: over_limit")
-    assert "more than 2 %, 2 looks in a row" in line
+    assert "more than 2 % in 2 measurements in a row" in line
     healer.wait_line(f"{container.name}: restarted")
     healer.wait_line("the incident is over .healed")
 

@@ -259,7 +259,7 @@ def test_a_container_that_is_removed_when_it_stops_is_left_alone(
 ) -> None:
     docker_cli("run", "-d", "--rm", "--name", name, *SLEEP)
     before = inspect(name)
-    assert "it is not made again" in str(recreate(name).error)
+    assert "it cannot be recreated" in str(recreate(name).error)
     assert inspect(name)["State"] == before["State"]
 
 

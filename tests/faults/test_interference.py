@@ -154,7 +154,7 @@ def test_an_engine_that_goes_away_in_the_middle_of_a_heal_finds_it_finished_when
     )
     healer.wait_line(WATCHING)
     one.make_unhealthy()
-    healer.wait_line("restarting|making it anew")
+    healer.wait_line("restarting|recreating it")
     interrupt(private_engine, end)
     if end != "frozen":
         client = private_engine.start()

@@ -181,7 +181,7 @@ def test_a_probe_that_does_not_tell_is_no_fault(tmp_path: Path, said: str) -> No
     """As one of an earlier release, or while the server does not answer."""
     assert findings(tmp_path, said=said) == []
     found = findings(tmp_path, said=said, level="ok")
-    assert ("ollama: which Ollama it runs could not be asked", "") in found
+    assert ("ollama: its version of Ollama could not be determined", "") in found
 
 
 COUNTING = [*PROBE, "--retries", "3"]
