@@ -5,54 +5,57 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from probe.activity import identity, slots_of
-from probe.memory import Memory, Served
-from probe.observation import Asked, LoadedModel, Model, Observation
+from probe.activity import has_only_ours, identity, is_processing, slots_of
+from probe.memory import Crashes, Memory, Served
+from probe.observation import Asked, LoadedModel, Model, Observation, Slot
 from probe.plan import CRASHES, CRASHES_SECONDS
 from probe.report import Reading, Reason, Remedy, Verdict
 
 RECORDS = 32
 """How many models are remembered."""
 
+JITTER_SECONDS = 1.0
+"""An expiry that is as far away as at the last check, give or take this, moves by itself."""
+
 
 def learn_crashes(
-    observation: Observation, memory: Memory, proven: Collection[str], now: float
+    observation: Observation, memory: Memory, served: Collection[str], now: float
 ) -> Memory:
     """What the next check should know of processes that have exited.
 
     Args:
         observation: what was seen.
         memory: what the checks before left.
-        proven: by `LoadedModel.key`, models of which somebody has got a token since the last check.
+        served: by `LoadedModel.key`, models of which users have got tokens since the last check.
         now: seconds of the monotonic clock.
     """
-    found = {
-        key: (times, at)
-        for key, (times, at) in memory.crashes.items()
-        if now - at < CRASHES_SECONDS
-    }
+    found = {key: one for key, one in memory.crashes.items() if now - one.at < CRASHES_SECONDS}
     for model in observation.models:
         key, asked = model.row.key, observation.asked.get(model.row.key, ())
-        if key in proven or _has_lived(model, memory):
+        before = found.get(key, Crashes())
+        of_user = _has_crashed(model, memory, now)
+        if _has_lived(model, memory, served, observation.began_at):
             found.pop(key, None)
-        elif any(map(_ended_its_runner, asked)) or _has_crashed(model, memory, now):
+        elif not before.of_users and any(map(_gave_a_token, asked)):
+            found.pop(key, None)  # a token of ours is less than what users ask for
+        elif of_user or any(map(_ended_its_runner, asked)):
             # Once is no crash: the server may have ended it, to unload the model.
-            found[key] = (found.get(key, (0, 0.0))[0] + 1, now)
-    served = _served(observation, memory)
+            found[key] = Crashes(before.times + 1, now, before.of_users or of_user)
+    known = _served(observation, memory)
     keys = {model.row.name: model.row.key for model in observation.models}
     crashes = {
         key: crash
         for key, crash in found.items()
         # One that was made anew has its name, and another key.
-        if key in served and keys.get(served[key].name, key) == key
+        if key in known and keys.get(known[key].name, key) == key
     }
-    return replace(memory, crashes=crashes, served=served)
+    return replace(memory, crashes=crashes, served=known)
 
 
 def crashed(memory: Memory) -> Iterator[Verdict]:
     """Models whose processes exit at each request, loaded now or not: each was a new process."""
     for key, one in memory.served.items():
-        times, _ = memory.crashes.get(key, (0, 0.0))
+        times = memory.crashes.get(key, Crashes()).times
         if times >= CRASHES:
             words = (
                 f"the runner of {one.name} exited at each of the last {times} requests that were "
@@ -77,19 +80,38 @@ def _has_crashed(model: Model, memory: Memory, now: float) -> bool:
     return not healed and _has_expiry_moved(model, known)
 
 
-def _has_lived(model: Model, memory: Memory) -> bool:
-    """Whether a process has lived through a request of somebody."""
-    if any(slot.held_tokens and not slot.is_processing for slot in slots_of(model) or ()):
+def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: float) -> bool:
+    """Whether a process has given a user a token, or has lived through a user's request.
+
+    While the first one of a process is served, the server moves the expiry at each look.
+    """
+    slots = slots_of(model)
+    if slots is None and model.row.key in served:
+        return True
+    if any(_holds_an_answer(slot) for slot in slots or ()):
         return True
     known = memory.served.get(model.row.key)
-    if known is None or model.runner is None or model.state != "ready":
+    if known is None or model.runner is None or model.state != "ready" or is_processing(model):
         return False
-    return known.runner == model.runner.identity and _has_expiry_moved(model, known)
+    by_itself = abs(model.row.expires_at - began_at - known.expires_in) <= JITTER_SECONDS
+    lives = known.runner == model.runner.identity
+    return lives and not by_itself and _has_expiry_moved(model, known)
+
+
+def _holds_an_answer(slot: Slot) -> bool:
+    """Whether a slot has given a user a token: a prompt that is being read is none yet."""
+    if slot.is_processing:
+        return slot.decoded_tokens > 0
+    return bool(slot.held_tokens) and not has_only_ours(slot)
 
 
 def _has_expiry_moved(model: Model, known: Served) -> bool:
     """Whether a request has come to its end since a model was last seen, as far as is known."""
     return known.expires_text not in ("", model.row.expires_text)
+
+
+def _gave_a_token(asked: Asked) -> bool:
+    return bool(asked.ask.tokens) and asked.answer.outcome == "token"
 
 
 def _ended_its_runner(asked: Asked) -> bool:
@@ -108,10 +130,13 @@ def _served(observation: Observation, memory: Memory) -> dict[str, Served]:
         # While a model is being loaded its expiry moves by itself.
         text = row.expires_text if model.gone or model.state == "ready" else ""
         before = served.pop(row.key, Served())
-        served[row.key] = Served(row.name, identity(model) or before.runner, text)
+        runner = identity(model) or before.runner
+        served[row.key] = Served(row.name, runner, text, row.expires_at - observation.began_at)
     if (loaded := observation.load_row) is not None:  # a request of ours has moved its expiry
         served.pop(loaded.key, None)
-        served[loaded.key] = Served(loaded.name, observation.load_runner, loaded.expires_text)
+        expires_in = loaded.expires_at - observation.began_at
+        runner = observation.load_runner
+        served[loaded.key] = Served(loaded.name, runner, loaded.expires_text, expires_in)
     return dict(list(served.items())[-RECORDS:])
 
 

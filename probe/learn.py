@@ -67,12 +67,12 @@ def learn(observation: Observation, memory: Memory, settings: Settings, now: flo
     memory = learn_loads(observation, memory, now)
     shares = dict(list(shares.items())[-RECORDS:])
     listed = _listed(observation, memory)
-    proven = {
+    served = {
         model.row.key
         for model in observation.models
-        if is_proven(model, observation.asked.get(model.row.key, ()), memory, now)
+        if serves_users(model, observation.asked.get(model.row.key, ()), memory, now)
     }
-    memory = learn_crashes(observation, memory, proven, now)
+    memory = learn_crashes(observation, memory, served, now)
     memory = _with_waiting(observation, memory, settings, now)
     memory = replace(memory, vram_percents=shares, free_bytes=free, listed=listed)
     if observation.no_time:

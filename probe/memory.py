@@ -68,11 +68,28 @@ class Served:
         name: what it is called.
         runner: identity of the process that served it last; empty where that was not visible.
         expires_text: its expiry as the server wrote it then; empty where it moves by itself.
+        expires_in: seconds until that, from the beginning of the check.
     """
 
     name: str = ""
     runner: str = ""
     expires_text: str = ""
+    expires_in: float = 0.0
+
+
+@dataclass(frozen=True)
+class Crashes:
+    """Requests in a row, each of which has ended the runner of a model.
+
+    Attributes:
+        times: how many.
+        at: when the last one did.
+        of_users: one of them was a user's, and not ours.
+    """
+
+    times: int = 0
+    at: float = 0.0
+    of_users: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,8 +207,7 @@ class Memory:
         waited_at: when a user was last seen to wait in vain; None: never.
         doubted_at: when models were last asked for that; None: never.
         served: by `LoadedModel.key`, models as they were last seen, loaded now or not.
-        crashes: by `LoadedModel.key`, how many requests in a row have ended its runner, and when
-            the last one did.
+        crashes: by `LoadedModel.key`, requests in a row that have ended its runner.
         vram_percents: by shape of model and options, the largest share that was in VRAM.
         ended: when checks have ended a runner.
         server_ended: identity of the server that a check has asked to end; empty: none has.
@@ -232,7 +248,7 @@ class Memory:
     waited_at: float | None = None
     doubted_at: float | None = None
     served: dict[str, Served] = field(default_factory=dict)
-    crashes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    crashes: dict[str, Crashes] = field(default_factory=dict)
     vram_percents: dict[str, float] = field(default_factory=dict)
     ended: tuple[float, ...] = ()
     server_ended: str = ""

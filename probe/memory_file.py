@@ -16,13 +16,13 @@ from dataclasses import asdict, fields, replace
 from typing import Any, get_args, get_origin, get_type_hints
 from zlib import crc32
 
-from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
+from probe.memory import Crashes, Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
 from probe.processes import boot_id, started
 from probe.settings import Settings
 
 _LIMIT_BYTES = 1 << 20
 
-_TYPES = (Memory, Load, SentLoad, Served, ModelMemory, FailedLoad, Episode)
+_TYPES = (Memory, Load, SentLoad, Served, Crashes, ModelMemory, FailedLoad, Episode)
 """What a memory is made of."""
 
 _TOLD = ("proven", "fault_since", "fault_checks", "failed")

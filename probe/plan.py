@@ -21,7 +21,7 @@ from probe.activity import (
     slots_of,
     stands_still,
 )
-from probe.memory import Memory, ModelMemory
+from probe.memory import Crashes, Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, Model, Observation, Slot
 from probe.settings import Settings
 
@@ -179,7 +179,7 @@ def suspicion(model: Model, settings: Settings) -> Ask | None:
 
 def crashes(model: Model, memory: Memory) -> bool:
     """Whether requests, several in a row, have ended the runners of a model."""
-    return memory.crashes.get(model.row.key, (0, 0.0))[0] >= CRASHES
+    return memory.crashes.get(model.row.key, Crashes()).times >= CRASHES
 
 
 def doubt(model: Model, settings: Settings) -> Ask | None:

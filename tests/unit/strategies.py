@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from probe.gpu_reading import GpuDevice, GpuFault, GpuReading
-from probe.memory import Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
+from probe.memory import Crashes, Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
 from probe.observation import (
     Answer,
     Ask,
@@ -98,7 +98,7 @@ memories = st.builds(
     failed_loads=st.dictionaries(names, failed_loads, max_size=2),
     evictions=st.lists(st.tuples(names, names), max_size=2).map(tuple),
     served=st.dictionaries(keys, st.builds(Served, names, identities, texts), max_size=2),
-    crashes=st.dictionaries(keys, st.tuples(counts, moments), max_size=2),
+    crashes=st.dictionaries(keys, st.builds(Crashes, counts, moments, st.booleans()), max_size=2),
     models=st.dictionaries(keys, model_memories, max_size=2),
     waited_at=maybe | moments,
     doubted_at=maybe | moments,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from probe.judge import judge
-from probe.memory import Memory
+from probe.memory import Crashes, Memory
 from probe.observation import Answer, Ask, Asked, Observation, RunnerHealth, Slot
 from probe.plan import CRASHES, CRASHES_SECONDS, routine
 from probe.report import Reason, Remedy
@@ -18,6 +18,7 @@ from tests.unit.rows import (
     NOW,
     OTHER_RUNNER,
     PROVEN,
+    READY,
     REQUIRED,
     RUNNER,
     TOKEN,
@@ -85,9 +86,38 @@ def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(betw
     for later in (Observation(missing={"tiny": "yes"}), listed(40), gone(CRASHES - 1)):
         again, memory = judge(later, memory, REQUIRED, NOW + 60)
         assert (again.healthy, again.reason) == (False, Reason.STALLED)
-    answered = check(model(health=slots(Slot(0))), to=(Asked(IN_SLOT, TOKEN, runner=RUNNER),))
+    answered = check(model(health=slots(Slot(0, task=9, held_tokens=40))))
     verdict, memory = judge(answered, memory, REQUIRED, NOW + 70)
     assert (verdict.reason, memory.crashes) == (Reason.READY, {})
+
+
+def test_a_model_that_ends_at_users_requests_and_not_at_ours_is_found() -> None:
+    """Of users come long prompts and images, of us one token; and we load the model again."""
+    seen = []
+    for number in range(CRASHES):
+        runner = replace(RUNNER, pid=40 + number)
+        answers = (Asked(IN_SLOT, TOKEN, runner=runner),)
+        seen.append(check(model(health=slots(Slot(0)), runner=runner), to=answers))
+        seen.append(check(model(health=slots(Slot(0, task=1, held_tokens=3)), runner=runner)))
+        seen.append(gone(number))
+    verdicts, _ = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert reasons(verdicts).index("stalled") == len(seen)
+
+
+@pytest.mark.parametrize("progress", [True, False], ids=["llama-server", "ollama runner"])
+def test_a_process_that_reads_a_prompt_has_lived_through_nothing(progress: bool) -> None:
+    """While its first request is served the server moves the expiry at each look."""
+    seen = []
+    for number in range(CRASHES):
+        for look in range(3):
+            at = NOW + len(seen) * 15 + 15  # as `run` has it
+            row = replace(IN_VRAM, expires_text=f"{number} {look}", expires_at=at + 300)
+            reads = slots(Slot(0, True, task=4, prompt_tokens=100 * look)) if progress else READY
+            runner = replace(RUNNER, pid=40 + number)
+            seen.append(check(model(row, reads, runner)))
+        seen.append(gone(number, expires_in=9000))
+    verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert reasons(verdicts).index("stalled") == len(seen), memory.crashes
 
 
 def exits(number: int) -> Observation:
@@ -109,7 +139,7 @@ def test_a_process_that_has_gone_for_another_reason_has_not_crashed(
 ) -> None:
     verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
     assert "stalled" not in reasons(verdicts)
-    assert max((times for times, _ in memory.crashes.values()), default=0) <= 1
+    assert max((one.times for one in memory.crashes.values()), default=0) <= 1
 
 
 def test_a_process_that_was_ended_because_it_hung_has_not_crashed() -> None:
@@ -137,7 +167,7 @@ def test_a_process_that_ended_after_our_own_load_has_not_crashed_at_a_request() 
     ours = replace(gone(0), load=("tiny", TOKEN), load_runner="9/9", load_row=kept)
     again = check(model(kept, None, None, gone=True))
     _, memory = run(listed(20), ours, again, memory=PROVEN, settings=REQUIRED)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+    assert {key: one.times for key, one in memory.crashes.items()} == {"d1": 1}
 
 
 def test_a_model_that_was_made_anew_has_not_crashed() -> None:
@@ -165,7 +195,7 @@ def test_crashes_of_an_hour_ago_count_no_more() -> None:
     _, memory = run(crash(20), crash(21), memory=PROVEN)
     verdict, memory = judge(crash(22), memory, REQUIRED, NOW + CRASHES_SECONDS + 60)
     assert verdict.healthy
-    assert [times for times, _ in memory.crashes.values()] == [1]
+    assert [one.times for one in memory.crashes.values()] == [1]
 
 
 @pytest.mark.parametrize(
@@ -182,12 +212,12 @@ def test_a_token_ends_the_row_of_crashes(between: Observation) -> None:
     known = check(model(health=slots(Slot(0, True, task=4, decoded_tokens=2))))
     verdicts, memory = run(crash(20), crash(21), known, between, crash(22), memory=PROVEN)
     assert "stalled" not in reasons(verdicts)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+    assert {key: one.times for key, one in memory.crashes.items()} == {"d1": 1}
 
 
 def test_a_model_that_was_not_asked_keeps_its_count_and_other_models_have_theirs() -> None:
     _, memory = run(crash(20), Observation(), listed(21), memory=PROVEN)
-    assert {key: times for key, (times, _) in memory.crashes.items()} == {"d1": 1}
+    assert {key: one.times for key, one in memory.crashes.items()} == {"d1": 1}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +236,7 @@ def test_only_a_process_that_ends_at_a_request_has_crashed(one: Asked) -> None:
 
 def test_a_required_model_is_no_more_ended_by_us_again_and_again() -> None:
     """It would be loaded by one check, and ended by the next."""
-    memory = replace(FIRST, proven=True, crashes={"d1": (CRASHES, NOW)})
+    memory = replace(FIRST, proven=True, crashes={"d1": Crashes(CRASHES, NOW)})
     model_ = listed(20).models[0]
     assert routine(model_, Memory(), REQUIRED) is not None
     assert routine(model_, memory, REQUIRED) is None

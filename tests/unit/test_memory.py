@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probe.memory import (
+    Crashes,
     Episode,
     FailedLoad,
     Load,
@@ -47,8 +48,8 @@ FULL = Memory(
     listed=("7/1",),
     unending={"7/1": 3.0},
     sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
-    served={"d1": Served("tiny:latest", "7/70", "2026-11-27T10:00:00Z")},
-    crashes={"d1": (2, 3.0)},
+    served={"d1": Served("tiny:latest", "7/70", "2026-11-27T10:00:00Z", 4.0)},
+    crashes={"d1": Crashes(2, 3.0, of_users=True)},
     failed_loads={"tiny": FailedLoad("invalid magic", 1.0, 2.0, 2)},
     evictions=(("tiny", "other"),),
     models={
