@@ -13,9 +13,10 @@ from probe import check as whole_check
 from probe import observe
 from probe.gpu_reading import GpuReading
 from probe.judge import judge
-from probe.memory import Memory
+from probe.memory import Crashes, Memory, Served
 from probe.memory_file import MemoryFile
 from probe.observation import Answer, Asked, Model, Observation
+from probe.plan import CRASHES
 from probe.report import Reason, Remedy, Verdict, parse, render
 from probe.retries import counted
 from probe.settings import Settings
@@ -75,6 +76,36 @@ def test_a_process_that_does_nothing_at_all_is_a_fault_at_once() -> None:
     [verdict] = told(HUNG, lasts=9.7)
     assert (verdict.healthy, verdict.reason) == (False, Reason.STALLED)
     assert verdict.remedy is Remedy.RUNNER
+
+
+CRASHED = Memory(
+    proven=True,
+    models=PROVEN.models,
+    served={"d1": Served("tiny:latest", "7/1", "then")},
+    crashes={"d1": Crashes(CRASHES, NOW, of_users=True)},
+)
+WANTED = replace(COUNTS, models=("tiny",))
+CRASHES_AGAIN = check(model())
+
+
+def test_beside_what_an_operator_has_to_mend_a_restart_has_to_be_found_as_often_as_ever() -> None:
+    """The container has been unhealthy for an hour, and other models serve their users."""
+    seen = [CRASHES_AGAIN] * 9 + [DOWN] * 5
+    verdicts = told(*seen, memory=CRASHED, settings=WANTED)
+    assert not any(verdict.healthy for verdict in verdicts[8:])
+    remedies = [verdict.remedy for verdict in verdicts[8:]]
+    restart = remedies.index(Remedy.RESTART)
+    assert set(remedies[:restart]) == {Remedy.OPERATOR}
+    assert restart == 5  # more than three deadlines after the first of them
+    assert set(remedies[restart:]) == {Remedy.RESTART}
+    assert verdicts[9].reason is Reason.API_DOWN
+    assert "the next check looks again" in verdicts[9].message
+
+
+def test_one_slow_check_beside_what_an_operator_has_to_mend_restarts_nothing() -> None:
+    seen = [CRASHES_AGAIN] * 9 + [DOWN, CRASHES_AGAIN] * 9
+    verdicts = told(*seen, memory=CRASHED, settings=WANTED)
+    assert Remedy.RESTART not in {verdict.remedy for verdict in verdicts}
 
 
 BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True)
