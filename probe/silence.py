@@ -58,7 +58,7 @@ def of(
     for before, one in zip((None, *asked), asked, strict=False):
         if one.answer.outcome == "error" and one.ask.via == "server":
             yield from _refusal(model, before, one, settings)
-    if known.silent_since is None or model.state in ("loading", "unknown"):
+    if known.silent_since is None or model.gone or model.state in ("loading", "unknown"):
         return
     unanswered = [one for one in asked if is_unanswered(one)]
     of_server = any(one.ask.via == "server" for one in unanswered)
