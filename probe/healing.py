@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from probe.activity import CALM_SECONDS, READ_BYTES
 from probe.learn import serves_users
+from probe.loads import is_blocked
 from probe.memory import Memory, ModelMemory
 from probe.observation import Observation, Runner, Unending
 from probe.plan import same_model
@@ -90,6 +91,19 @@ def with_unending(
         readings: dict[str, Reading] = {**noted.readings, "model": model.name}
         return Verdict(False, Reason.STALLED, words, readings, remedy)
     return replace(noted, message=f"{words}; {verdict.message}", remedy=remedy, certain=False)
+
+
+def with_blocked(verdict: Verdict, memory: Memory, now: float) -> Verdict:
+    """The verdict where a load waits for a disk or a driver: nothing may be restarted.
+
+    What it waits in may not let go of it, and then its container neither stops nor starts again.
+    """
+    load = memory.load
+    if load is None or verdict.remedy is not Remedy.RESTART or not is_blocked(load, now):
+        return verdict
+    words = f"the process that loads {load.name} waits for a disk, or for a driver"
+    message = f"{verdict.message}; nothing is restarted while {words}"
+    return replace(verdict, message=message, remedy=Remedy.OPERATOR, certain=False)
 
 
 def _goes_on(

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from probe import crashes, gpus, loads, retries, silence, vram
 from probe.activity import past_of
-from probe.healing import culprit, restart_checks, with_suspect, with_unending
+from probe.healing import culprit, restart_checks, with_blocked, with_suspect, with_unending
 from probe.learn import is_proven, learn, with_episode
 from probe.memory import Memory, ModelMemory
 from probe.observation import Answer, Asked, Model, Observation
@@ -68,6 +68,7 @@ def judge(
     unending = {one.identity: past.unending.get(one.identity, now) for one in observation.unending}
     memory = replace(memory, unending=unending)
     found, verdict = verdict, with_unending(verdict, observation, past, memory, now)
+    verdict = with_blocked(verdict, memory, now)
     if found is before and (found.healthy, found.remedy) == (verdict.healthy, verdict.remedy):
         memory = retries.without_fault(memory) if verdict.healthy and counts else memory
         unending = {**past.unending, **unending}  # what is repeated may rest on one that has ended

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import vram
-from probe.activity import has_served, was_at_work
+from probe.activity import has_served, seconds_since, was_at_work
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
 from probe.plan import same_model
@@ -20,6 +20,12 @@ from probe.settings import Settings
 
 STILL_SECONDS = 120.0
 """A load that makes no progress for this long is stuck."""
+
+BLOCKED_SECONDS = 60.0
+"""So long ago it was seen to wait for a disk: that is what it still waits for."""
+
+UNSEEN_SECONDS = 60.0
+"""A longer time without a check counts as this: the container may have been paused."""
 
 UNUSABLE_TRIES = 2
 """A required model is unusable when loading it has failed so often, in the same words."""
@@ -65,17 +71,23 @@ def load_next(
     """Which required model to load now, if any.
 
     None where one is being loaded, where the last try failed a short while ago, and where it
-    would end another model that is in use or required.
+    would end another model that is in use or required. One that the last check saw loaded waits
+    for the next: between the end of one process and the start of another, for a user with other
+    options, the server lists nothing, and on a GPU for seconds. It would load it again for ours.
     """
     if any(model.state == "loading" for model in models):
         return None
     loaded = [model.row.name for model in models]
+    left = [past.name for past in memory.models.values()]
     sent = memory.sent_load
     for name, installed in missing.items():
         failed = memory.failed_loads.get(name)
         if sent and sent.tries and sent.name == name and now - sent.at < retry_after(sent.tries):
             continue  # it waits in the server's queue, or has ended while nobody listened
         if installed != "yes" or evicted_by(name, loaded, memory) is not None:
+            continue
+        was_listed = any(same_model(name, one) for one in left)
+        if memory.kept and was_listed and not any(same_model(name, row) for row in loaded):
             continue
         if failed is None or now - failed.last_at >= retry_after(failed.tries):
             return name
@@ -178,7 +190,7 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
     asked = observation.load is not None and observation.load[1].outcome == "silent"
     unknown = any(model.state == "unknown" for model in observation.models)
     unheard = bool(observation.no_time) and (unknown or not observation.models)
-    before = memory.load
+    before = _without_gap(memory, now)
     if not loads and not asked and not (unheard and before):
         return None
     if not loads:
@@ -193,25 +205,41 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
     )
     mark, process = _mark(runner, health), runner.identity if runner else ""
     if before is None or not same_model(before.name, name) or before.runner not in ("", process):
-        return Load(name, now, now, mark, process)
-    if not _has_moved(mark, before, now):
-        blocked = before.blocked or (runner is not None and runner.blocked)
-        return replace(before, blocked=blocked)
-    return Load(name, before.since, now, mark, process)
+        return Load(name, now, now, mark, process, now)
+    same = len(mark) == len(before.mark)  # else its process has become visible, or invisible
+    if same and _has_grown(mark, before):
+        return Load(name, before.since, now, mark, process, now)
+    if not same or _has_worked(mark, before, now):
+        return Load(name, before.since, now, mark, process, before.grew_at)
+    blocked = runner is not None and runner.blocked
+    return replace(before, blocked_at=now if blocked else before.blocked_at)
 
 
-def _has_moved(mark: tuple[float, ...], before: Load, now: float) -> bool:
-    """Whether a load has made progress since its last mark.
-
-    A runner that waits for a disk for ever answers for its health, and uses a little CPU time for
-    that.
-    """
-    if len(mark) != len(before.mark):
-        return True
-    ran, queued, *held = (after - past for after, past in zip(mark, before.mark, strict=True))
-    return was_at_work(ran, queued, now - before.moved_at) or any(
-        abs(more) >= step for more, step in zip(held, LOAD_STEP, strict=False)
+def _without_gap(memory: Memory, now: float) -> Load | None:
+    """The load that was under way, less the time in which no check could see whether it moves."""
+    load, unseen = memory.load, max(seconds_since(memory, now) - UNSEEN_SECONDS, 0.0)
+    if load is None or not unseen:
+        return load
+    return replace(
+        load,
+        since=load.since + unseen,
+        moved_at=load.moved_at + unseen,
+        grew_at=load.grew_at + unseen,
     )
+
+
+def _has_grown(mark: tuple[float, ...], before: Load) -> bool:
+    """Whether a load has read or held more since its last mark, or says that it is further."""
+    held = zip(mark[2:], before.mark[2:], LOAD_STEP, strict=False)
+    return any(after - past >= step for after, past, step in held)
+
+
+def _has_worked(mark: tuple[float, ...], before: Load, now: float) -> bool:
+    """Whether its runner has had more to do than to answer for its health: one that waits for a
+    disk for ever does that, and uses a little CPU time for it."""
+    ran, queued, *held = (after - past for after, past in zip(mark, before.mark, strict=True))
+    gave_back = any(more <= -step for more, step in zip(held, LOAD_STEP, strict=False))
+    return gave_back or was_at_work(ran, queued, now - before.moved_at)
 
 
 def _others_are_served(observation: Observation, memory: Memory, now: float) -> bool:
@@ -306,6 +334,12 @@ def _failed_load(
     return Verdict(memory.proven, Reason.LOADING, f"{words}; {later}", readings)
 
 
+def is_blocked(load: Load, now: float) -> bool:
+    """Whether a load stands still because its process waits for a disk, or for a driver."""
+    seen = load.blocked_at is not None and now - load.blocked_at <= BLOCKED_SECONDS
+    return seen and now - load.moved_at > STILL_SECONDS
+
+
 def loading(
     observation: Observation, memory: Memory, settings: Settings, now: float
 ) -> Iterator[Verdict]:
@@ -329,12 +363,12 @@ def loading(
             f"{load.name} is being loaded{done}, and has made no progress for "
             f"{now - load.moved_at:.0f} s"
         )
-        if load.blocked:  # a new process would wait for the same
+        if is_blocked(load, now):  # a new process would wait for the same
             words = f"{words}: its process waits for a disk, or for a driver"
             yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
         else:
             yield unhealthy(Reason.STALLED, words, **readings)
-    elif now - load.since > settings.load_timeout:
+    elif now - load.since > settings.load_timeout and now - load.grew_at > STILL_SECONDS:
         yield unhealthy(
             Reason.STALLED,
             f"{load.name} has been loading for {now - load.since:.0f} s, "

@@ -103,7 +103,8 @@ class Load:
         mark: how far it was then: seconds that its runner ran, and waited for a CPU, its own word
             of its progress, bytes read and held.
         runner: identity of the process; empty where it is not visible.
-        blocked: it was seen to wait for a disk or a driver since then.
+        grew_at: when it was last seen to read or to hold more, and not only to use CPU time.
+        blocked_at: when it was last seen to wait for a disk or a driver; None: not since it moved.
     """
 
     name: str = ""
@@ -111,7 +112,8 @@ class Load:
     moved_at: float = 0.0
     mark: tuple[float, ...] = ()
     runner: str = ""
-    blocked: bool = False
+    grew_at: float = 0.0
+    blocked_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ KNOBS: tuple[Knob, ...] = (
         "600",
         _load,
         _load_allowed,
-        "How long a model may take to load before that counts as stalled.",
+        "How long a model may take to load before that counts as stalled. A load that still reads, "
+        "or takes more memory, may take longer.",
     ),
     Knob(
         "busy_timeout",
@@ -226,11 +227,11 @@ KNOBS: tuple[Knob, ...] = (
         "off",
         _heal,
         _heal_allowed,
-        "What a health check does about a model that is certain to be stalled, or was found so by "
-        "three checks in a row. runner: it ends the process that serves it, up to three times an "
-        "hour; the server and its other models go on. restart: the same, and where that does not "
-        "help it ends the server, so that Docker starts the container again; this needs "
-        "PROBE_RESTART_POLICY. off: nothing.",
+        "What a health check repairs by itself. runner: it ends the process of a stalled model, "
+        "once one check is certain or three in a row have found it, up to three times an hour; the "
+        "server and its other models go on. restart: it also ends the server when three checks in "
+        "a row find a fault that needs a restart (such as api_down, gpu_lost, cpu_fallback), so "
+        "that Docker starts the container again; this needs PROBE_RESTART_POLICY. off: nothing.",
     ),
     Knob(
         "restart_policy",

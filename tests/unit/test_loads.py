@@ -8,10 +8,11 @@ import pytest
 
 from probe.gpu_reading import GpuReading
 from probe.judge import judge
-from probe.loads import STILL_SECONDS, is_under_way, load_next, retry_after
+from probe.loads import BLOCKED_SECONDS, STILL_SECONDS, is_under_way, load_next, retry_after
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import (
     Answer,
+    Asked,
     CommandLine,
     Dialect,
     Model,
@@ -28,14 +29,17 @@ from tests.unit.rows import (
     FIRST,
     GIB,
     KEPT,
+    KNOWN,
     LOADING,
     NOW,
     OTHER,
     OTHER_ROW,
     OTHER_RUNNER,
     PROVEN,
+    READY,
     REQUIRED,
     RUNNER,
+    TO_SERVER,
     TOKEN,
     check,
     device,
@@ -72,7 +76,7 @@ def missing(answer: Answer | None = None, how: str = "yes", **more: object) -> O
 
 def under_way(seconds: float, still: float = 0, name: str = "tiny:latest") -> Memory:
     mark = (50.0, 0.0, 0.4, 0.0, 0.0)
-    return replace(PROVEN, load=Load(name, NOW - seconds, NOW - still, mark))
+    return replace(PROVEN, load=Load(name, NOW - seconds, NOW - still, mark, grew_at=NOW - seconds))
 
 
 def unlisted(runner: Runner = UNLISTED, **more: object) -> Observation:
@@ -121,6 +125,12 @@ SAYS = check(model(health=RunnerHealth("loading", 0.5)))
         (GROWS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
         (READS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
         (SAYS, under_way(200, STILL_SECONDS + 1), ANY, "loading", True),
+        # ... while it grows it may take as long as it needs, and while it only works it may not
+        (GROWS, under_way(9000), ANY, "loading", True),
+        (READS, under_way(9000), ANY, "loading", True),
+        (SAYS, under_way(9000), ANY, "loading", True),
+        (MOVES, under_way(601), ANY, "stalled", False),
+        (WAITS, under_way(601), ANY, "stalled", False),
         (unlisted(), under_way(601, name=NAME), ANY, "stalled", False),
         (missing(TOO_LATE), under_way(200, STILL_SECONDS + 1), REQUIRED, "loading", True),
         (missing(TOO_LATE), under_way(601), REQUIRED, "stalled", False),
@@ -156,6 +166,41 @@ def test_a_load_that_waits_for_a_disk_for_ever_needs_an_operator() -> None:
         verdict, _ = judge(observation, under_way(700, STILL_SECONDS + 1), ANY, NOW)
         assert (verdict.reason, verdict.remedy) == (Reason.STALLED, remedy)
         assert ("waits for a disk" in verdict.message) == (remedy is Remedy.OPERATOR)
+
+
+def test_a_load_that_was_seen_to_wait_for_a_disk_long_ago_may_hang_elsewhere() -> None:
+    """A driver's library that hangs, for one, and a new process may not."""
+    memory = under_way(700, STILL_SECONDS + 1)
+    assert memory.load is not None
+    for ago, remedy in ((BLOCKED_SECONDS, Remedy.OPERATOR), (BLOCKED_SECONDS + 1, Remedy.RESTART)):
+        blocked = replace(memory, load=replace(memory.load, blocked_at=NOW - ago))
+        verdict, _ = judge(LOADS, blocked, ANY, NOW)
+        assert (verdict.reason, verdict.remedy) == (Reason.STALLED, remedy)
+
+
+def test_beside_a_load_that_waits_for_a_disk_nothing_is_restarted() -> None:
+    """Its process may not end, and then its container neither stops nor starts again."""
+    waits = model(runner=replace(RUNNER, blocked=True), health=LOADING)
+    other = replace(OTHER, health=READY, runner=OTHER_RUNNER)
+    refused = Answer("error", 0.3, None, 500, "unable to allocate")
+    both = check(waits, other, asked={"d2": (Asked(TO_SERVER, refused, runner=OTHER_RUNNER),)})
+    alone, _ = judge(replace(both, models=(LOADS.models[0], other)), under_way(9), ANY, NOW)
+    assert alone.remedy is Remedy.RESTART
+    verdict, _ = judge(both, under_way(700, STILL_SECONDS + 1), ANY, NOW)
+    assert (verdict.healthy, verdict.remedy) == (False, Remedy.OPERATOR)
+    assert "waits for a disk, or for a driver" in verdict.message
+
+
+@pytest.mark.parametrize("seconds", [120, 600, 3600])
+def test_a_container_that_was_paused_while_a_model_was_loaded_is_not_stuck(seconds: float) -> None:
+    """No check saw it meanwhile, and its process is as far as it was."""
+    began = [
+        check(model(runner=replace(RUNNER, cpu_seconds=50 + 8.0 * n), health=LOADING))
+        for n in range(6)
+    ]
+    verdicts, memory = run(*began[:3], every=8, memory=PROVEN)
+    later, _ = run(*began[3:], every=8, memory=memory, start=NOW + 24 + seconds)
+    assert set(reasons([*verdicts, *later])) == {"loading"}
 
 
 def test_a_load_that_waits_for_another_models_users_is_not_stuck() -> None:
@@ -273,7 +318,7 @@ def test_a_full_queue_is_no_failed_load() -> None:
 # --- what to load -------------------------------------------------------------------------
 
 TWICE = memory_of("invalid magic", 2, 239)
-EVICTS = replace(PROVEN, evictions=(("tiny", "other:latest"),))
+EVICTS = Memory(proven=True, evictions=(("tiny", "other:latest"),))
 
 
 @pytest.mark.parametrize(
@@ -406,6 +451,18 @@ def test_a_load_that_was_not_answered_is_not_sent_again_at_once() -> None:
     memory = Memory(sent_load=SentLoad("tiny", NOW, {}, tries=2, over=True))
     assert load_next({"tiny": "yes"}, (), memory, NOW + retry_after(2) - 1) is None
     assert load_next({"tiny": "yes"}, (), memory, NOW + retry_after(2)) == "tiny"
+
+
+def test_a_required_model_that_has_just_gone_is_loaded_by_the_next_check() -> None:
+    """The server may be about to load it again for a user, with options of their own."""
+    left = replace(Memory(), models={"d1": KNOWN})
+    assert load_next({"tiny": "yes"}, (), left, NOW) is None
+    assert load_next({"tiny": "yes"}, (OTHER,), left, NOW) is None
+    assert load_next({"tiny": "yes"}, (), Memory(), NOW) == "tiny"
+    # One whose process has gone is listed, and only a request brings it back.
+    assert load_next({"tiny": "yes"}, (GONE,), left, NOW) == "tiny"
+    # Where no check can leave anything there is no next one that knows of it.
+    assert load_next({"tiny": "yes"}, (), replace(left, kept=False), NOW) == "tiny"
 
 
 def test_a_load_by_another_process_is_another_load() -> None:
