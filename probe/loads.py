@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from probe import vram
-from probe.activity import has_served, seconds_since, was_at_work
+from probe.activity import has_served, was_at_work
 from probe.memory import FailedLoad, Load, Memory, SentLoad
 from probe.observation import Answer, Model, Observation, Runner, RunnerHealth
 from probe.plan import same_model
@@ -185,12 +185,18 @@ def _without_numbers(words: str) -> str:
 
 def learn_load(observation: Observation, memory: Memory, now: float) -> Load | None:
     """The load that is under way, by whomever it was asked for."""
+    before = _without_gap(memory.load, now)
+    load = _load_now(observation, replace(memory, load=before), now)
+    return replace(load, seen_at=now) if load else None
+
+
+def _load_now(observation: Observation, memory: Memory, now: float) -> Load | None:
     loads = [(m.row.name, m.runner, m.health) for m in observation.models if m.state == "loading"]
     loads += [(_name_of(r, memory), r, health) for r, health in observation.loading]
     asked = observation.load is not None and observation.load[1].outcome == "silent"
     unknown = any(model.state == "unknown" for model in observation.models)
     unheard = bool(observation.no_time) and (unknown or not observation.models)
-    before = _without_gap(memory, now)
+    before = memory.load
     if not loads and not asked and not (unheard and before):
         return None
     if not loads:
@@ -215,17 +221,13 @@ def learn_load(observation: Observation, memory: Memory, now: float) -> Load | N
     return replace(before, blocked_at=now if blocked else before.blocked_at)
 
 
-def _without_gap(memory: Memory, now: float) -> Load | None:
-    """The load that was under way, less the time in which no check could see whether it moves."""
-    load, unseen = memory.load, max(seconds_since(memory, now) - UNSEEN_SECONDS, 0.0)
-    if load is None or not unseen:
+def _without_gap(load: Load | None, now: float) -> Load | None:
+    """A load less the time in which no check could see whether it moves."""
+    if load is None or load.seen_at is None or now - load.seen_at <= UNSEEN_SECONDS:
         return load
-    return replace(
-        load,
-        since=load.since + unseen,
-        moved_at=load.moved_at + unseen,
-        grew_at=load.grew_at + unseen,
-    )
+    gap = now - load.seen_at - UNSEEN_SECONDS
+    since, moved_at, grew_at = load.since + gap, load.moved_at + gap, load.grew_at + gap
+    return replace(load, since=since, moved_at=moved_at, grew_at=grew_at)
 
 
 def _has_grown(mark: tuple[float, ...], before: Load) -> bool:

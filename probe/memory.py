@@ -105,6 +105,7 @@ class Load:
         runner: identity of the process; empty where it is not visible.
         grew_at: when it was last seen to read or to hold more, and not only to use CPU time.
         blocked_at: when it was last seen to wait for a disk or a driver; None: not since it moved.
+        seen_at: when it was last seen; None: by no check yet.
     """
 
     name: str = ""
@@ -114,6 +115,7 @@ class Load:
     runner: str = ""
     grew_at: float = 0.0
     blocked_at: float | None = None
+    seen_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -241,6 +242,7 @@ class Scheduler:
                         runner.process.kill()
                         runner.unloaded = True
                         self._loaded.pop(runner.model.weights, None)
+                    _wait_for_vram()
                     self._unloaded.put(runner)
 
     def _finished(self, runner: Runner) -> None:
@@ -257,6 +259,13 @@ class Scheduler:
         runner.timer.daemon = True
         runner.timer.start()
         runner.expires_at = time.time() + runner.keep_seconds
+
+
+def _wait_for_vram() -> None:
+    """On a GPU a server waits until VRAM is free again, and lists nothing; here while a file is
+    there that OLLAMA_TWIN_VRAM names."""
+    while os.path.exists(os.environ.get("OLLAMA_TWIN_VRAM", "")):
+        time.sleep(0.05)
 
 
 def _effective(num_ctx: int, model: Model) -> int:

@@ -15,7 +15,7 @@ import pytest
 from probe.loads import STILL_SECONDS
 from probe.report import Reason, Remedy, Verdict
 from testbed import runner
-from testbed.deadlines import LONG_SECONDS, Deadline
+from testbed.deadlines import LONG_SECONDS, Deadline, scaled
 from testbed.decode import Decode
 from testbed.faults import freeze
 from testbed.ollama import TIME_TO_ASK, Ollama, was_asked
@@ -70,6 +70,29 @@ def test_a_required_model_with_a_users_context_length_is_kept_and_not_loaded_aga
         server.check()
     assert runner.pids(server) == [before]
     assert server.expires_in() > 1e9  # for ever again, as it is required
+
+
+def test_a_required_model_that_is_loaded_anew_for_a_user_is_not_asked_for_meanwhile(
+    unchecked_twin: Start,
+) -> None:
+    """On a GPU the server waits for its VRAM between two processes, and lists nothing; a request
+    for the default options would then have it loaded once more."""
+    taken = "/tmp/taken"
+    server = unchecked_twin({"PROBE_MODEL": "tiny", "OLLAMA_TWIN_VRAM": taken})
+    server.check_until(lambda verdict: verdict.reason is Reason.READY)
+    assert server.container.exec_run(["touch", taken]).exit_code == 0
+    with server.user("tiny", scaled(LONG_SECONDS), num_ctx=1024):
+        server.wait(lambda: not server.loaded and not runner.pids(server), "unloaded")
+        asked = server.generates()
+        assert "tiny is not loaded yet" in server.check().message
+        assert server.generates() == asked
+        assert server.container.exec_run(["rm", taken]).exit_code == 0
+        server.wait(lambda: bool(server.loaded), "loaded", LONG_SECONDS)
+    [loaded] = runner.pids(server)
+    verdicts = [server.check() for _ in range(4)]
+    assert all(verdict.healthy for verdict in verdicts), verdicts
+    assert runner.pids(server) == [loaded]
+    assert "tiny:latest" in verdicts[-1].message
 
 
 def test_a_load_that_is_not_listed_yet_is_seen(unchecked_twin: Start) -> None:

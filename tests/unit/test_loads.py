@@ -41,6 +41,7 @@ from tests.unit.rows import (
     RUNNER,
     TO_SERVER,
     TOKEN,
+    UNKNOWN,
     check,
     device,
     model,
@@ -201,6 +202,13 @@ def test_a_container_that_was_paused_while_a_model_was_loaded_is_not_stuck(secon
     verdicts, memory = run(*began[:3], every=8, memory=PROVEN)
     later, _ = run(*began[3:], every=8, memory=memory, start=NOW + 24 + seconds)
     assert set(reasons([*verdicts, *later])) == {"loading"}
+
+
+def test_a_load_that_stands_still_is_found_however_many_checks_have_no_time() -> None:
+    no_time = check(model(health=UNKNOWN), no_time="to ask the runner of tiny")
+    _, memory = run(LOADS, *[no_time] * 20, memory=PROVEN)
+    verdicts, _ = run(*[LOADS] * 20, memory=memory, start=NOW + 21 * 15)
+    assert reasons(verdicts)[-1] == "stalled"
 
 
 def test_a_load_that_waits_for_another_models_users_is_not_stuck() -> None:

@@ -44,7 +44,7 @@ FULL = Memory(
     gpus_read=True,
     used_gpus=("GPU-1",),
     free_bytes=1 << 34,
-    load=Load("tiny", 1.0, 2.0, (0.5, 3.0), "7/70", 1.5, blocked_at=2.5),
+    load=Load("tiny", 1.0, 2.0, (0.5, 3.0), "7/70", 1.5, blocked_at=2.5, seen_at=3.5),
     listed=("7/1",),
     unending={"7/1": 3.0},
     sent_load=SentLoad("tiny", 3.0, {"other": 9.0}),
