@@ -71,15 +71,16 @@ def load_next(
     """Which required model to load now, if any.
 
     None where one is being loaded, where the last try failed a short while ago, and where it
-    would end another model that is in use or required. One that the last check saw loaded waits
+    would end another model that is in use or required. One that the last check saw or loaded waits
     for the next: between the end of one process and the start of another, for a user with other
     options, the server lists nothing, and on a GPU for seconds. It would load it again for ours.
     """
     if any(model.state == "loading" for model in models):
         return None
     loaded = [model.row.name for model in models]
-    left = [past.name for past in memory.models.values()]
     sent = memory.sent_load
+    left = [past.name for past in memory.models.values()]
+    left += [sent.name] if sent and not sent.tries and not sent.over else []
     for name, installed in missing.items():
         failed = memory.failed_loads.get(name)
         if sent and sent.tries and sent.name == name and now - sent.at < retry_after(sent.tries):

@@ -467,6 +467,8 @@ def test_a_required_model_that_has_just_gone_is_loaded_by_the_next_check() -> No
     assert load_next({"tiny": "yes"}, (), left, NOW) is None
     assert load_next({"tiny": "yes"}, (OTHER,), left, NOW) is None
     assert load_next({"tiny": "yes"}, (), Memory(), NOW) == "tiny"
+    ours = Memory(sent_load=SentLoad("tiny", NOW - 8))
+    assert load_next({"tiny": "yes"}, (), ours, NOW) is None
     # One whose process has gone is listed, and only a request brings it back.
     assert load_next({"tiny": "yes"}, (GONE,), left, NOW) == "tiny"
     # Where no check can leave anything there is no next one that knows of it.
