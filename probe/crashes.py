@@ -33,7 +33,7 @@ def learn_crashes(
     for model in observation.models:
         key, asked = model.row.key, observation.asked.get(model.row.key, ())
         before = found.get(key, Crashes())
-        of_user = _has_crashed(model, memory, now)
+        of_user = _has_crashed(model, memory, observation.began_at, now)
         if _has_lived(model, memory, served, observation.began_at):
             found.pop(key, None)
         elif not before.of_users and any(map(_gave_a_token, asked)):
@@ -65,7 +65,7 @@ def crashed(memory: Memory) -> Iterator[Verdict]:
             yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
 
 
-def _has_crashed(model: Model, memory: Memory, now: float) -> bool:
+def _has_crashed(model: Model, memory: Memory, began_at: float, now: float) -> bool:
     """Whether a model's process has gone, and a request of somebody had come to its end by then.
 
     The server lists it all the same, until the next request, and moves its expiry with each. What
@@ -77,14 +77,11 @@ def _has_crashed(model: Model, memory: Memory, now: float) -> bool:
     healed = known.runner == memory.suspect or bool(
         memory.ended and memory.ended[-1] >= (memory.checked_at or 0.0)
     )
-    return not healed and _has_expiry_moved(model, known)
+    return not healed and _has_request_ended(model, known, began_at)
 
 
 def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: float) -> bool:
-    """Whether a process has given a user a token, or has lived through a user's request.
-
-    While the first one of a process is served, the server moves the expiry at each look.
-    """
+    """Whether a process has given a user a token, or has lived through a user's request."""
     slots = slots_of(model)
     if slots is None and model.row.key in served:
         return True
@@ -93,9 +90,7 @@ def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: 
     known = memory.served.get(model.row.key)
     if known is None or model.runner is None or model.state != "ready" or is_processing(model):
         return False
-    by_itself = abs(model.row.expires_at - began_at - known.expires_in) <= JITTER_SECONDS
-    lives = known.runner == model.runner.identity
-    return lives and not by_itself and _has_expiry_moved(model, known)
+    return known.runner == model.runner.identity and _has_request_ended(model, known, began_at)
 
 
 def _holds_an_answer(slot: Slot) -> bool:
@@ -105,9 +100,16 @@ def _holds_an_answer(slot: Slot) -> bool:
     return bool(slot.held_tokens) and not has_only_ours(slot)
 
 
-def _has_expiry_moved(model: Model, known: Served) -> bool:
+def _has_request_ended(model: Model, known: Served, began_at: float) -> bool:
     """Whether a request has come to its end since a model was last seen, as far as is known."""
-    return known.expires_text not in ("", model.row.expires_text)
+    moved = known.expires_text not in ("", model.row.expires_text)
+    return moved and not _moves_by_itself(model.row, known, began_at)
+
+
+def _moves_by_itself(row: LoadedModel, known: Served, began_at: float) -> bool:
+    """Whether an expiry is as far away as it was: so long as the first request of a process is
+    open, whether that process is there or not, the server moves it at each look."""
+    return abs(row.expires_at - began_at - known.expires_in) <= JITTER_SECONDS
 
 
 def _gave_a_token(asked: Asked) -> bool:
@@ -130,6 +132,9 @@ def _served(observation: Observation, memory: Memory) -> dict[str, Served]:
         # While a model is being loaded its expiry moves by itself.
         text = row.expires_text if model.gone or model.state == "ready" else ""
         before = served.pop(row.key, Served())
+        if model.gone and _moves_by_itself(row, before, observation.began_at):
+            served[row.key] = before  # once it stands still its request has ended
+            continue
         runner = identity(model) or before.runner
         served[row.key] = Served(row.name, runner, text, row.expires_at - observation.began_at)
     if (loaded := observation.load_row) is not None:  # a request of ours has moved its expiry

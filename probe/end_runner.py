@@ -11,12 +11,12 @@ from typing import Any, Literal
 from probe.activity import progress_of, slots_of
 from probe.end_process import Evidence, end, evidence
 from probe.healing import (
-    CHECKS,
     MOST,
     culprit,
     has_rested,
     is_due,
     is_spent,
+    with_blocked,
     with_end,
     with_suspect,
     with_words,
@@ -24,7 +24,7 @@ from probe.healing import (
 from probe.memory import Memory
 from probe.observation import LoadedModel, Model, Observation, Runner
 from probe.report import Reading, Reason, Remedy, Verdict
-from probe.retries import without_fault
+from probe.retries import CHECKS, without_fault
 from probe.settings import Settings
 
 _DONE = {
@@ -278,7 +278,8 @@ def _with(
     remedy: Remedy,
     readings: Mapping[str, Reading] | None = None,
 ) -> tuple[Verdict, Memory]:
-    verdict, memory = with_words(verdict, memory, words, remedy, readings)
+    verdict = with_blocked(replace(verdict, remedy=remedy), memory, time.monotonic())
+    verdict, memory = with_words(verdict, memory, words, verdict.remedy, readings)
     # It has asked for the end of a runner, which the check cannot do.
-    checks = memory.restart_checks + (remedy is Remedy.RESTART)
+    checks = memory.restart_checks + (verdict.remedy is Remedy.RESTART)
     return verdict, replace(memory, restart_checks=checks)

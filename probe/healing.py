@@ -12,11 +12,8 @@ from probe.memory import Memory, ModelMemory
 from probe.observation import Observation, Runner, Unending
 from probe.plan import same_model
 from probe.report import Reading, Reason, Remedy, Verdict
-from probe.retries import without_fault
+from probe.retries import CHECKS, without_fault
 from probe.settings import Settings
-
-CHECKS = 3
-"""So many checks in a row have to ask for the end of a runner, where none is certain."""
 
 RECENT_SECONDS = 30.0
 """What a check was certain of stands for no longer than this without another check."""

@@ -87,6 +87,8 @@ def load_next(
             continue  # it waits in the server's queue, or has ended while nobody listened
         if installed != "yes" or evicted_by(name, loaded, memory) is not None:
             continue
+        if any(model.exits and same_model(name, model.row.name) for model in models):
+            continue
         was_listed = any(same_model(name, one) for one in left)
         if memory.kept and was_listed and not any(same_model(name, row) for row in loaded):
             continue
@@ -214,10 +216,11 @@ def _load_now(observation: Observation, memory: Memory, now: float) -> Load | No
     if before is None or not same_model(before.name, name) or before.runner not in ("", process):
         return Load(name, now, now, mark, process, now)
     same = len(mark) == len(before.mark)  # else its process has become visible, or invisible
-    if same and _has_grown(mark, before):
-        return Load(name, before.since, now, mark, process, now)
-    if not same or _has_worked(mark, before, now):
-        return Load(name, before.since, now, mark, process, before.grew_at)
+    grew = same and _has_grown(mark, before)
+    if grew or not same or _has_worked(mark, before, now):
+        # Memory that it gives back, and takes again, is no growth.
+        mark = tuple(map(max, mark, before.mark)) if same else mark
+        return Load(name, before.since, now, mark, process, now if grew else before.grew_at)
     blocked = runner is not None and runner.blocked
     return replace(before, blocked_at=now if blocked else before.blocked_at)
 
@@ -240,9 +243,8 @@ def _has_grown(mark: tuple[float, ...], before: Load) -> bool:
 def _has_worked(mark: tuple[float, ...], before: Load, now: float) -> bool:
     """Whether its runner has had more to do than to answer for its health: one that waits for a
     disk for ever does that, and uses a little CPU time for it."""
-    ran, queued, *held = (after - past for after, past in zip(mark, before.mark, strict=True))
-    gave_back = any(more <= -step for more, step in zip(held, LOAD_STEP, strict=False))
-    return gave_back or was_at_work(ran, queued, now - before.moved_at)
+    ran, queued, *_ = (after - past for after, past in zip(mark, before.mark, strict=True))
+    return was_at_work(ran, queued, now - before.moved_at)
 
 
 def _others_are_served(observation: Observation, memory: Memory, now: float) -> bool:
@@ -338,9 +340,8 @@ def _failed_load(
 
 
 def is_blocked(load: Load, now: float) -> bool:
-    """Whether a load stands still because its process waits for a disk, or for a driver."""
-    seen = load.blocked_at is not None and now - load.blocked_at <= BLOCKED_SECONDS
-    return seen and now - load.moved_at > STILL_SECONDS
+    """Whether the process of a load waits for a disk, or for a driver, and has got nothing yet."""
+    return load.blocked_at is not None and now - load.blocked_at <= BLOCKED_SECONDS
 
 
 def loading(
@@ -361,23 +362,19 @@ def loading(
         "required": True,
         "load_seconds": round(now - load.since, 1),
     }
-    if now - load.moved_at > STILL_SECONDS:
-        words = (
-            f"{load.name} is being loaded{done}, and has made no progress for "
-            f"{now - load.moved_at:.0f} s"
-        )
-        if is_blocked(load, now):  # a new process would wait for the same
-            words = f"{words}: its process waits for a disk, or for a driver"
-            yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
-        else:
-            yield unhealthy(Reason.STALLED, words, **readings)
+    words, still = "", now - load.moved_at
+    if still > STILL_SECONDS:
+        words = f"{load.name} is being loaded{done}, and has made no progress for {still:.0f} s"
     elif now - load.since > settings.load_timeout and now - load.grew_at > STILL_SECONDS:
-        yield unhealthy(
-            Reason.STALLED,
+        words = (
             f"{load.name} has been loading for {now - load.since:.0f} s, "
-            f"more than PROBE_LOAD_TIMEOUT={settings.load_timeout:g}",
-            **readings,
+            f"more than PROBE_LOAD_TIMEOUT={settings.load_timeout:g}"
         )
+    if words and is_blocked(load, now):  # a new process would wait for the same
+        words = f"{words}: its process waits for a disk, or for a driver"
+        yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
+    elif words:
+        yield unhealthy(Reason.STALLED, words, **readings)
     else:
         yield Verdict(
             # Nobody was promised a model where none is required.

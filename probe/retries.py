@@ -8,6 +8,9 @@ from probe.memory import Memory
 from probe.report import Reason, Remedy, Verdict
 from probe.settings import Settings
 
+CHECKS = 3
+"""So many checks in a row have to find that a process has to end, where none is certain."""
+
 _AT_ONCE = (Reason.MISCONFIGURED, Reason.LOADING)
 """A setting is wrong at every check; and a load before the first healthy check is no fault."""
 
@@ -20,9 +23,9 @@ def counted(
     A fault that is not certain counts once as many checks in a row have found one as the settings
     say, over more than three times the time that a check may take. Until then it is a doubt. There
     is none before the first healthy check, which would end Docker's start period, and none about a
-    server that Docker was told to be unhealthy. Where it was told what only an operator can mend,
-    a fault that a restart would mend is counted from its own beginning, and left to the operator
-    until then: that may have stood for hours, beside models that serve their users.
+    server that Docker was told to be unhealthy. What a restart would mend is counted from its own
+    beginning, and where Docker was told what only an operator can mend it is left to the operator
+    until then, whatever the settings say: that may stand for hours, beside users who are served.
 
     Args:
         found: the verdict of this check by itself.
@@ -33,13 +36,16 @@ def counted(
     """
     if found.healthy:
         return found, without_fault(memory)
-    other = found.remedy is not Remedy.OPERATOR and _waits_for_an_operator(past)
-    begins = past.fault_since is None or (other and not (past.restart_checks or past.suspect))
-    since = now if past.fault_since is None or begins else past.fault_since
-    checks = 1 if begins else past.fault_checks + 1
-    lasted = checks >= settings.retries and now - since > 3 * settings.timeout
+    heals = found.remedy not in (Remedy.OPERATOR, Remedy.NONE)
+    other = heals and _waits_for_an_operator(past)
+    goes_on = past.restart_checks or past.suspect or not heals
+    since = past.fault_since if past.fault_since is not None and goes_on else now
+    checks = past.fault_checks + 1 if goes_on else 1
+    least = max(settings.retries, CHECKS) if other else settings.retries
+    lasted = checks >= least and now - since > 3 * settings.timeout
     told = past.failed and not other
-    doubted = may_be_doubted(found, settings) and past.proven and not (told or lasted)
+    doubtful = not found.certain if other else may_be_doubted(found, settings) and past.proven
+    doubted = doubtful and not (told or lasted)
     memory = replace(memory, fault_since=since, fault_checks=checks, failed=other or not doubted)
     if not doubted:
         return found, memory

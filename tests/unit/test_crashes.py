@@ -93,7 +93,7 @@ def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(betw
 
 def test_a_model_that_ends_at_users_requests_and_not_at_ours_is_found() -> None:
     """Of users come long prompts and images, of us one token; and we load the model again."""
-    seen = []
+    seen: list[Observation] = []
     for number in range(CRASHES):
         runner = replace(RUNNER, pid=40 + number)
         answers = (Asked(IN_SLOT, TOKEN, runner=runner),)
@@ -107,7 +107,7 @@ def test_a_model_that_ends_at_users_requests_and_not_at_ours_is_found() -> None:
 @pytest.mark.parametrize("progress", [True, False], ids=["llama-server", "ollama runner"])
 def test_a_process_that_reads_a_prompt_has_lived_through_nothing(progress: bool) -> None:
     """While its first request is served the server moves the expiry at each look."""
-    seen = []
+    seen: list[Observation] = []
     for number in range(CRASHES):
         for look in range(3):
             at = NOW + len(seen) * 15 + 15  # as `run` has it
@@ -118,6 +118,22 @@ def test_a_process_that_reads_a_prompt_has_lived_through_nothing(progress: bool)
         seen.append(gone(number, expires_in=9000))
     verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
     assert reasons(verdicts).index("stalled") == len(seen), memory.crashes
+
+
+def test_a_process_that_has_gone_while_a_request_is_open_has_crashed_at_most_once() -> None:
+    """A client that has stopped reading holds the row, and the server moves its expiry at each
+    look: nobody has asked since."""
+    seen = []
+    for look in range(9):
+        at = NOW + 15 + look * 15  # as `run` has it
+        row = replace(IN_VRAM, expires_text=f"look {look}", expires_at=at + 200)
+        seen.append(check(model(row, None, None, gone=True)))
+    verdicts, memory = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert "stalled" not in reasons(verdicts)
+    assert max((one.times for one in memory.crashes.values()), default=0) <= 1
+    # ... until the request has come to its end
+    _, memory = run(gone(1), gone(1), memory=memory, settings=REQUIRED, start=NOW + 15 * 10)
+    assert [one.times for one in memory.crashes.values()] == [1]
 
 
 def exits(number: int) -> Observation:

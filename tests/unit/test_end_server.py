@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from probe import end_runner, end_server
-from probe.healing import CHECKS, restart_is_due, with_end
+from probe.healing import restart_is_due, with_end
 from probe.judge import judge
 from probe.memory import Episode, Memory
 from probe.observation import Observation
 from probe.processes import first_child
 from probe.report import Reason, Remedy, Verdict
 from probe.restarts import BUDGET, Restarts
+from probe.retries import CHECKS
 from probe.settings import Settings
 from tests.unit.rows import (
     ANY,

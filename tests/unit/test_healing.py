@@ -14,7 +14,6 @@ from probe.end_process import end, evidence
 from probe.end_runner import heal
 from probe.gpu_reading import GpuReading
 from probe.healing import (
-    CHECKS,
     MOST,
     RECENT_SECONDS,
     WINDOW_SECONDS,
@@ -30,6 +29,7 @@ from probe.memory import Memory
 from probe.observation import Dialect, Observation, Runner, RunnerHealth, Slot
 from probe.processes import started
 from probe.report import Reason, Remedy, Verdict
+from probe.retries import CHECKS
 from probe.settings import Settings
 from tests.unit.rows import (
     ANY,

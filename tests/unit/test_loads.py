@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from probe.gpu_reading import GpuReading
+from probe.gpu_reading import GpuFault, GpuReading
 from probe.judge import judge
 from probe.loads import BLOCKED_SECONDS, STILL_SECONDS, is_under_way, load_next, retry_after
 from probe.memory import FailedLoad, Load, Memory, SentLoad
@@ -28,6 +28,7 @@ from tests.unit.rows import (
     EMPTY,
     FIRST,
     GIB,
+    GPU_REQUIRED,
     KEPT,
     KNOWN,
     LOADING,
@@ -42,6 +43,7 @@ from tests.unit.rows import (
     TO_SERVER,
     TOKEN,
     UNKNOWN,
+    broken,
     check,
     device,
     model,
@@ -187,9 +189,23 @@ def test_beside_a_load_that_waits_for_a_disk_nothing_is_restarted() -> None:
     both = check(waits, other, asked={"d2": (Asked(TO_SERVER, refused, runner=OTHER_RUNNER),)})
     alone, _ = judge(replace(both, models=(LOADS.models[0], other)), under_way(9), ANY, NOW)
     assert alone.remedy is Remedy.RESTART
-    verdict, _ = judge(both, under_way(700, STILL_SECONDS + 1), ANY, NOW)
-    assert (verdict.healthy, verdict.remedy) == (False, Remedy.OPERATOR)
-    assert "waits for a disk, or for a driver" in verdict.message
+    # At once: a GPU that is lost while a model is loaded can hold that process for good.
+    lost = replace(both, asked={}, gpu=broken(GpuFault.GPU_LOST))
+    for observation in (both, lost):
+        memory = replace(under_way(9, 8), used_gpus=("GPU-1",), gpus=("GPU-1",), gpus_read=True)
+        _, memory = judge(replace(observation, began_at=NOW - 8), memory, GPU_REQUIRED, NOW - 8)
+        verdict, _ = judge(observation, memory, GPU_REQUIRED, NOW)
+        assert (verdict.healthy, verdict.remedy) == (False, Remedy.OPERATOR)
+        assert "waits for a disk, or for a driver" in verdict.message
+
+
+def test_memory_that_is_given_back_and_taken_again_is_no_growth() -> None:
+    seen = [
+        check(model(runner=replace(RUNNER, memory_bytes=GIB * (n % 2)), health=LOADING))
+        for n in range(40)
+    ]
+    verdicts, _ = run(*seen, memory=PROVEN)
+    assert verdicts[-1].reason is Reason.STALLED
 
 
 @pytest.mark.parametrize("seconds", [120, 600, 3600])
@@ -471,6 +487,8 @@ def test_a_required_model_that_has_just_gone_is_loaded_by_the_next_check() -> No
     assert load_next({"tiny": "yes"}, (), ours, NOW) is None
     # One whose process has gone is listed, and only a request brings it back.
     assert load_next({"tiny": "yes"}, (GONE,), left, NOW) == "tiny"
+    # ... unless the server is ending it right now
+    assert load_next({"tiny": "yes"}, (replace(GONE, exits=True),), left, NOW) is None
     # Where no check can leave anything there is no next one that knows of it.
     assert load_next({"tiny": "yes"}, (), replace(left, kept=False), NOW) == "tiny"
 

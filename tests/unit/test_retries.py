@@ -102,6 +102,27 @@ def test_beside_what_an_operator_has_to_mend_a_restart_has_to_be_found_as_often_
     assert "the next check looks again" in verdicts[9].message
 
 
+@pytest.mark.parametrize("settings", [WANTED, replace(WANTED, retries=1)])
+@pytest.mark.parametrize("proven", [True, False], ids=["was healthy", "never was"])
+def test_one_slow_check_while_a_model_is_missing_restarts_nothing(
+    settings: Settings, proven: bool
+) -> None:
+    """It may be pulled just now, and other models serve their users."""
+    missing = Observation(NOW, missing={"tiny": "no"})
+    seen = [missing] * 9 + [DOWN, missing] * 9 + [DOWN] * 6
+    verdicts = told(*seen, memory=replace(PROVEN, proven=proven), settings=settings)
+    remedies = [verdict.remedy for verdict in verdicts]
+    assert Remedy.RESTART not in remedies[:-6]
+    assert remedies[-1] is Remedy.RESTART
+
+
+def test_what_an_operator_has_to_mend_does_not_count_towards_a_restart() -> None:
+    """One program that begins on a machine takes the VRAM, and makes a check late."""
+    missing = Observation(NOW, missing={"tiny": "no"})
+    verdicts = told(*[missing] * 4, DOWN, *[missing] * 4, settings=WANTED)
+    assert Remedy.RESTART not in {verdict.remedy for verdict in verdicts}
+
+
 def test_one_slow_check_beside_what_an_operator_has_to_mend_restarts_nothing() -> None:
     seen = [CRASHES_AGAIN] * 9 + [DOWN, CRASHES_AGAIN] * 9
     verdicts = told(*seen, memory=CRASHED, settings=WANTED)
