@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -247,7 +248,10 @@ def main() -> None:
                     for case in cases
                 ]
                 for case, one in waiting:
-                    results.setdefault(case, []).append(one.result())
+                    run = one.result()
+                    results.setdefault(case, []).append(run)
+                    words = f"{', '.join(case)}: {run.found:.1f} s, {run.served:.1f} s"
+                    print(words, file=sys.stderr, flush=True)
         finally:
             for healer in healers:
                 healer.stop()  # gives its leases back
