@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from probe.activity import has_only_ours, identity, is_processing, slots_of
+from probe.activity import identity, is_processing, past_of, slots_of
 from probe.memory import Crashes, Memory, Served
 from probe.observation import Asked, LoadedModel, Model, Observation, Slot
 from probe.plan import CRASHES, CRASHES_SECONDS
@@ -85,7 +85,9 @@ def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: 
     slots = slots_of(model)
     if slots is None and model.row.key in served:
         return True
-    if any(_holds_an_answer(slot) for slot in slots or ()):
+    past = past_of(model, memory)
+    ours = past.own_tasks if past else ()
+    if any(_holds_an_answer(slot) and (slot.id, slot.task) not in ours for slot in slots or ()):
         return True
     known = memory.served.get(model.row.key)
     if known is None or model.runner is None or model.state != "ready" or is_processing(model):
@@ -94,10 +96,8 @@ def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: 
 
 
 def _holds_an_answer(slot: Slot) -> bool:
-    """Whether a slot has given a user a token: a prompt that is being read is none yet."""
-    if slot.is_processing:
-        return slot.decoded_tokens > 0
-    return bool(slot.held_tokens) and not has_only_ours(slot)
+    """Whether a slot has given a token: a prompt that is being read is none yet."""
+    return slot.decoded_tokens > 0 if slot.is_processing else bool(slot.held_tokens)
 
 
 def _has_request_ended(model: Model, known: Served, began_at: float) -> bool:

@@ -86,7 +86,7 @@ def test_a_required_model_that_ends_at_each_request_of_users_is_stalled_too(betw
     for later in (Observation(missing={"tiny": "yes"}), listed(40), gone(CRASHES - 1)):
         again, memory = judge(later, memory, REQUIRED, NOW + 60)
         assert (again.healthy, again.reason) == (False, Reason.STALLED)
-    answered = check(model(health=slots(Slot(0, task=9, held_tokens=40))))
+    answered = check(model(health=slots(Slot(0, task=9, held_tokens=4))))
     verdict, memory = judge(answered, memory, REQUIRED, NOW + 70)
     assert (verdict.reason, memory.crashes) == (Reason.READY, {})
 
@@ -96,7 +96,7 @@ def test_a_model_that_ends_at_users_requests_and_not_at_ours_is_found() -> None:
     seen: list[Observation] = []
     for number in range(CRASHES):
         runner = replace(RUNNER, pid=40 + number)
-        answers = (Asked(IN_SLOT, TOKEN, runner=runner),)
+        answers = (Asked(IN_SLOT, TOKEN, runner=runner, slots=(Slot(0, task=1, held_tokens=3),)),)
         seen.append(check(model(health=slots(Slot(0)), runner=runner), to=answers))
         seen.append(check(model(health=slots(Slot(0, task=1, held_tokens=3)), runner=runner)))
         seen.append(gone(number))
