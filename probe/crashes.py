@@ -33,7 +33,7 @@ def learn_crashes(
     for model in observation.models:
         key, asked = model.row.key, observation.asked.get(model.row.key, ())
         before = found.get(key, Crashes())
-        of_user = _has_crashed(model, memory, observation.began_at, now)
+        of_user = _has_crashed(model, observation, memory, now)
         if _has_lived(model, memory, served, observation.began_at):
             found.pop(key, None)
         elif not before.of_users and any(map(_gave_a_token, asked)):
@@ -65,7 +65,7 @@ def crashed(memory: Memory) -> Iterator[Verdict]:
             yield Verdict(False, Reason.STALLED, words, readings, remedy=Remedy.OPERATOR)
 
 
-def _has_crashed(model: Model, memory: Memory, began_at: float, now: float) -> bool:
+def _has_crashed(model: Model, observation: Observation, memory: Memory, now: float) -> bool:
     """Whether a model's process has gone, and a request of somebody had come to its end by then.
 
     The server lists it all the same, until the next request, and moves its expiry with each. What
@@ -77,7 +77,17 @@ def _has_crashed(model: Model, memory: Memory, began_at: float, now: float) -> b
     healed = known.runner == memory.suspect or bool(
         memory.ended and memory.ended[-1] >= (memory.checked_at or 0.0)
     )
-    return not healed and _has_request_ended(model, known, began_at)
+    return not healed and not _is_held(model, known, observation) and _has_moved(model, known)
+
+
+def _is_held(model: Model, known: Served, observation: Observation) -> bool:
+    """Whether a request may be open whose process has gone: then nobody has asked since.
+
+    The server then loads the model for nobody, and not for us; where each request has just failed
+    its expiry is as far away as well.
+    """
+    loaded = observation.load is not None and observation.load[1].outcome == "token"
+    return not loaded and _moves_by_itself(model.row, known, observation.began_at)
 
 
 def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: float) -> bool:
@@ -92,7 +102,8 @@ def _has_lived(model: Model, memory: Memory, served: Collection[str], began_at: 
     known = memory.served.get(model.row.key)
     if known is None or model.runner is None or model.state != "ready" or is_processing(model):
         return False
-    return known.runner == model.runner.identity and _has_request_ended(model, known, began_at)
+    lives = known.runner == model.runner.identity and _has_moved(model, known)
+    return lives and not _moves_by_itself(model.row, known, began_at)
 
 
 def _holds_an_answer(slot: Slot) -> bool:
@@ -100,10 +111,9 @@ def _holds_an_answer(slot: Slot) -> bool:
     return slot.decoded_tokens > 0 if slot.is_processing else bool(slot.held_tokens)
 
 
-def _has_request_ended(model: Model, known: Served, began_at: float) -> bool:
-    """Whether a request has come to its end since a model was last seen, as far as is known."""
-    moved = known.expires_text not in ("", model.row.expires_text)
-    return moved and not _moves_by_itself(model.row, known, began_at)
+def _has_moved(model: Model, known: Served) -> bool:
+    """Whether a model's expiry has moved since it was last seen, as far as is known."""
+    return known.expires_text not in ("", model.row.expires_text)
 
 
 def _moves_by_itself(row: LoadedModel, known: Served, began_at: float) -> bool:
@@ -132,7 +142,7 @@ def _served(observation: Observation, memory: Memory) -> dict[str, Served]:
         # While a model is being loaded its expiry moves by itself.
         text = row.expires_text if model.gone or model.state == "ready" else ""
         before = served.pop(row.key, Served())
-        if model.gone and _moves_by_itself(row, before, observation.began_at):
+        if model.gone and _is_held(model, before, observation):
             served[row.key] = before  # once it stands still its request has ended
             continue
         runner = identity(model) or before.runner

@@ -136,6 +136,18 @@ def test_a_process_that_has_gone_while_a_request_is_open_has_crashed_at_most_onc
     assert [one.times for one in memory.crashes.values()] == [1]
 
 
+def test_users_who_try_again_at_once_have_a_required_model_found_that_exits_each_time() -> None:
+    """Its expiry is always as far away as after a request; but it can be loaded, and was."""
+    seen = []
+    for look in range(CRASHES):
+        at = NOW + 15 + look * 15  # as `run` has it
+        row = replace(IN_VRAM, expires_text=f"look {look}", expires_at=at + 200)
+        one = check(model(row, None, None, gone=True), load=("tiny", TOKEN))
+        seen.append(replace(one, missing={"tiny": "yes"}))
+    verdicts, _ = run(listed(20), *seen, memory=PROVEN, settings=REQUIRED)
+    assert verdicts[-1].reason is Reason.STALLED
+
+
 def exits(number: int) -> Observation:
     [one] = gone(number).models
     return check(replace(one, exits=True))
