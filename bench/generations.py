@@ -276,6 +276,10 @@ def _container_of(
         files.mkdir()
         faults.mkdir()
         decode = Decode(faults)
+        for model, (layers, width, context) in MORE_MODELS.items():
+            models.write(files / f"{model}.gguf", layers, width, context)
+            (files / model).write_text(f"FROM /models/{model}.gguf\n")
+        models.create(engine, volume, files, MORE_MODELS)  # a twin creates none
         container = engine.containers.run(
             image,
             detach=True,
@@ -292,12 +296,6 @@ def _container_of(
         try:
             server = Ollama(container)
             server.wait_listening()
-            for model, (layers, width, context) in MORE_MODELS.items():
-                models.write(files / f"{model}.gguf", layers, width, context)
-                (files / model).write_text(f"FROM {GPUS}/models/{model}.gguf\n")
-                command = ["ollama", "create", model, "-f", f"{GPUS}/models/{model}"]
-                done = container.exec_run(command)
-                assert done.exit_code == 0, done.output
             pid = int(server.attributes["State"]["Pid"])
             yield Generation(name, server.url, pid, container, nvml, decode)
         finally:
