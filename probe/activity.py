@@ -109,6 +109,13 @@ def stands_still(model: Model, memory: Memory, now: float) -> bool:
     return bool(marks) and all(mark in (past.tokens or ()) for mark in marks)
 
 
+def still_serves(model: Model, slots: tuple[Slot, ...] | None) -> bool:
+    """Whether nothing has come since of the requests that a model was serving, nor of another."""
+    served = {progress_of(slot) for slot in slots_of(model) or () if slot.is_processing}
+    now = {progress_of(slot) for slot in slots or () if slot.is_processing}
+    return bool(served) and now == served
+
+
 def seconds_since(memory: Memory, now: float) -> float:
     """How long ago the last check began; 0 where there was none."""
     return now - (memory.checked_at or now)

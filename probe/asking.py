@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from probe import runners
 from probe.activity import past_of, work_seconds
+from probe.connections import have_taken_all
 from probe.deadline import RESERVE_SECONDS, Budget
 from probe.memory import Memory
-from probe.observation import Ask, Asked, Dialect, Model, Observation
+from probe.observation import Ask, Asked, Dialect, Model, Observation, Runner
 from probe.ollama import ApiError, Server
 from probe.plan import (
     doubt,
     free_slot,
+    has_failed,
     is_suspected,
     is_suspicious,
     keep,
@@ -23,6 +26,9 @@ from probe.plan import (
     suspicion,
 )
 from probe.settings import Settings
+
+_MORE_TRIES, _TRY_SECONDS = 2, 2.5
+"""A runner that says that it cannot do what it is asked is asked again, so many seconds later."""
 
 _TOKEN_SHARE = 0.4
 """A runner that gives no token in this share of the time left is silent: the server is asked next,
@@ -66,6 +72,10 @@ class Asking:
                 *asked.get(model.row.key, ()),
                 *self._answers(model, ask, share),
             )
+        for model, ask in wanted:
+            tries = [one for one in asked.get(model.row.key, ()) if one.ask.tokens]
+            if ask.via == "runner" and len(tries) > 1 and all(map(has_failed, tries)):
+                asked[model.row.key] = (*asked[model.row.key], *self._once_more(model, ask))
         return asked
 
     def _has_time_for(self, model: Model) -> bool:
@@ -93,6 +103,21 @@ class Asking:
                 model, again, max(seconds * (1 - _TOKEN_SHARE), self._budget.enough)
             )
 
+    def _once_more(self, model: Model, ask: Ask) -> Iterator[Asked]:
+        """Ask a runner again that has said that it cannot do what it was asked, until it can."""
+        assert model.runner is not None
+        for _ in range(_MORE_TRIES):
+            left = self._budget.remaining - _TRY_SECONDS - RESERVE_SECONDS
+            if left < RESERVE_SECONDS:
+                return
+            time.sleep(_TRY_SECONDS)
+            if ask.slot is not None and not self._is_still_free(model):
+                return
+            one = Asked(ask, self._server.ask_runner(model.runner, ask, left))
+            yield self._afterwards(model, one)
+            if not has_failed(one):
+                return
+
     def _is_still_there(self, model: Model) -> bool:
         """Whether a model is loaded yet: if it is not, a request would load it again."""
         with suppress(ApiError):
@@ -116,7 +141,17 @@ class Asking:
         one = self._afterwards(model, Asked(ask, answer, row=row))
         if answer.outcome != "silent" or one.runner is None:
             return one
-        return replace(one, still_silent=self._server.is_silent(one.runner, RESERVE_SECONDS))
+        health = self._server.runner_health(one.runner, RESERVE_SECONDS)
+        return replace(
+            one,
+            still_silent=health is not None and health.state == "silent",
+            slots=health.slots if health else None,
+            taken=self._have_taken_all(one.runner),
+        )
+
+    def _have_taken_all(self, runner: Runner) -> bool:
+        ports = (self._settings.port, runner.command.port or 0)
+        return self._settings.is_local and have_taken_all(ports)
 
     def _afterwards(self, model: Model, asked: Asked) -> Asked:
         """What the request has done to the model's runner."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from probe.processes import open_files, read
 
 _ESTABLISHED, _LISTEN = "01", "0A"
+_NOTHING = "00000000"
 
 # Linux's sock_diag(7): what to ask, and where in the answer what is read here stands.
 _SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, _DONE, _ERROR = 4, 20, 0x301, 3, 2
@@ -25,6 +27,8 @@ _AGES_AT, _BYTES_AT = 44, 120
 _IPV4 = ("", "0000000000000000FFFF0000")
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 
+_LOOKS, _ACKNOWLEDGED_SECONDS = 3, 0.05
+
 _DIAG_SECONDS = 0.2
 """The kernel answers at once."""
 
@@ -37,6 +41,7 @@ class _Socket:
     peer: str
     state: str
     inode: str
+    unsent: str
 
     @property
     def port(self) -> int:
@@ -67,6 +72,25 @@ def has_clients(port: int, proc: str = "/proc") -> bool | None:
             for one in table
         )
     return None
+
+
+def have_taken_all(ports: Collection[int], proc: str = "/proc") -> bool:
+    """Whether all but this process who are connected to these ports have taken what they were sent.
+
+    A client that reads no more leaves some of it with the kernel for as long as that lasts; of
+    what was sent a moment ago some is there until it is acknowledged. False where nothing shows.
+    """
+    with suppress(OSError):
+        files = set(open_files(os.getpid(), proc))
+        for _ in range(_LOOKS):
+            table = list(_sockets(proc))
+            ours = {_end(one.address) for one in table if one.inode in files}
+            theirs = [one for one in table if one.port in ports and _end(one.peer) not in ours]
+            sent = [one.unsent for one in theirs if one.state == _ESTABLISHED]
+            if theirs and set(sent) <= {_NOTHING}:
+                return True
+            time.sleep(_ACKNOWLEDGED_SECONDS)
+    return False
 
 
 def waits(port: int) -> tuple[float, ...]:
@@ -170,4 +194,5 @@ def _sockets(proc: str) -> Iterator[_Socket]:
     for table in ("tcp", "tcp6"):
         for fields in map(str.split, read(f"{proc}/net/{table}").splitlines()[1:]):
             if len(fields) > 9:
-                yield _Socket(fields[1], fields[2], fields[3], f"socket:[{fields[9]}]")
+                unsent = fields[4].partition(":")[0]
+                yield _Socket(fields[1], fields[2], fields[3], f"socket:[{fields[9]}]", unsent)

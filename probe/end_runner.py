@@ -151,9 +151,15 @@ def _found(
     names = [one.name for one in past.models.values() if one.runner == past.suspect]
     if runner is None or len(names) != 1:
         return None
-    silent = Server(settings.host).is_silent(runner, SHORT_SECONDS)
+    health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
+    # It says nothing, or is in the middle of the same request.
+    marks = [progress_of(slot) for slot in (health and health.slots) or () if slot.is_processing]
+    tokens = next(one.tokens for one in past.models.values() if one.runner == past.suspect)
+    stands = bool(marks) and all(mark in (tokens or ()) for mark in marks)
+    silent = health is not None and health.state == "silent"
     later = runners.again(runner)
-    if not silent or later is None or not has_rested(later, past, time.monotonic()):
+    rests = later is not None and has_rested(later, past, time.monotonic())
+    if later is None or not rests or not (silent or stands):
         return None
     readings: dict[str, Reading] = {"model": names[0], "runner_pid": runner.pid}
     verdict = Verdict(False, Reason(last.reason), last.message, readings, Remedy.RUNNER)

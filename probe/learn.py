@@ -141,7 +141,8 @@ def _model(
     row = latest_row(model, asked)
     runner = next((one.runner for one in reversed(asked) if one.runner is not None), model.runner)
     slots = next(
-        (one.slots for one in reversed(asked) if one.slots is not None),
+        # While a request of ours is unanswered those of before stand, to tell what came since.
+        (one.slots for one in reversed(asked) if one.slots is not None and not is_unanswered(one)),
         slots_of(model),
     )
     known = past or ModelMemory(room_bytes=_room(model, observation, memory))

@@ -258,6 +258,8 @@ class Model:
             unloaded.
         silent_seconds: for how long the runner was asked and said nothing.
         runnable_seconds: for how long it ran or waited for a CPU meanwhile; None: not visible.
+        stands: nothing came of a request that it serves, nor had it anything to run, at several
+            looks of this check.
         clamped: its context length is all that it was trained for, so that more may have been
             asked for. Sent back, the server takes the lesser number for another one. None: unknown.
     """
@@ -269,6 +271,7 @@ class Model:
     exits: bool = False
     silent_seconds: float = 0.0
     runnable_seconds: float | None = None
+    stands: bool = False
     clamped: bool | None = False
 
     @property
@@ -312,6 +315,8 @@ class Asked:
         runner: its process afterwards; None where it is not visible, or gone.
         ended: its process has ended meanwhile.
         still_silent: it was left unanswered, and the runner itself said nothing afterwards.
+        taken: it was left unanswered, and clients have taken all that was sent to them, so that
+            none holds up the others by reading no more. False: not, or not known.
     """
 
     ask: Ask
@@ -322,6 +327,7 @@ class Asked:
     runner: Runner | None = None
     ended: bool = False
     still_silent: bool = False
+    taken: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probe import nvml, runners
-from probe.activity import is_processing, work_seconds
+from probe.activity import CALM_SECONDS, is_processing, still_serves, work_seconds
 from probe.asking import Asking
 from probe.connections import calls_others, has_clients, waits
 from probe.deadline import RESERVE_SECONDS, Budget
@@ -26,7 +26,7 @@ from probe.observation import (
     RunnerHealth,
 )
 from probe.ollama import ApiError, Server, SilenceError
-from probe.plan import in_vain_seconds, same_model
+from probe.plan import in_vain_seconds, may_stand, same_model
 from probe.processes import all_visible, is_at_work
 from probe.settings import Settings
 
@@ -35,6 +35,11 @@ _LIST_SHARE = 0.6
 
 _MUTE_SECONDS = 1.0
 """A runner that hangs says nothing for longer than this; one that works answers in milliseconds."""
+
+_STANDS_SECONDS = 1.5
+"""A request of which nothing comes for so long may hang."""
+
+_LOOK_SECONDS = 0.1
 
 _RUNNER_SHARE = 0.25
 """A runner that says nothing in this share of the remaining time counts as silent."""
@@ -187,13 +192,48 @@ class _Check:
             models = list(self._still_listed(models))
         is_silent = any(model.state == "silent" for model in models)
         after = {runner.identity: runner for runner in runners.find()} if is_silent else {}
+        standing = self._standing(models)
         for model in models:
+            if model.runner and model.runner.identity in standing:
+                model = replace(model, stands=self._stands(model))
             if model.state == "silent" and model.runner is not None:
                 later = after.get(model.runner.identity)
                 worked = work_seconds(model.runner, later, model.silent_seconds)
                 both = model.runner.and_then(later)
                 model = replace(model, runner=both, runnable_seconds=worked)
             yield model
+
+    def _standing(self, models: list[Model]) -> set[str]:
+        """Identities of runners that had nothing to run, for as long as we looked; one that works
+        has some at once, and is looked at no longer."""
+        left = {
+            model.runner.identity: model.runner
+            for model in models
+            if model.runner and may_stand(model, self._memory, self._began)
+        }
+        if not self._ask or not self._settings.is_local:
+            return set()
+        if self._budget.remaining - _STANDS_SECONDS < self._budget.enough:
+            return set()  # there would be no time left to ask
+        began = time.monotonic()
+        while left and time.monotonic() - began < _STANDS_SECONDS:
+            time.sleep(_LOOK_SECONDS)
+            now, waited = {one.identity: one for one in runners.find()}, time.monotonic() - began
+            left = {
+                name: runner
+                for name, runner in left.items()
+                if name in now
+                and not now[name].blocked
+                and work_seconds(runner, now[name], waited) <= CALM_SECONDS
+            }
+        return set(left)
+
+    def _stands(self, model: Model) -> bool:
+        """Whether a runner that had nothing to run is in the middle of the same request."""
+        assert model.runner is not None
+        patience = self._budget.remaining * _RUNNER_SHARE
+        health = self._server.runner_health(model.runner, patience)
+        return health is not None and still_serves(model, health.slots)
 
     def _still_listed(self, models: list[Model]) -> Iterator[Model]:
         """Without those whose processes the server was just ending: these it lists no more."""

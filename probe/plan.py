@@ -22,7 +22,7 @@ from probe.activity import (
     stands_still,
 )
 from probe.memory import Crashes, Memory, ModelMemory
-from probe.observation import Answer, Ask, Dialect, Model, Observation, Slot
+from probe.observation import Answer, Ask, Asked, Dialect, Model, Observation, Slot
 from probe.settings import Settings
 
 BUSY_SECONDS, BUSY_SECONDS_ON_CPU = 600.0, 3600.0
@@ -91,8 +91,11 @@ def is_suspected(
     said.
     """
     past = past_of(model, memory)
+    doubted_at = past.doubted_at if past else None
+    since_doubted = math.inf if doubted_at is None else now - doubted_at
+    if model.stands and since_doubted >= DOUBT_SECONDS:
+        return True
     if model.state == "ready" and past is not None:
-        since_doubted = math.inf if past.doubted_at is None else now - past.doubted_at
         if stands_still(model, memory, now) and since_doubted >= DOUBT_SECONDS:
             return True
         if is_doubted(memory, now, in_vain) and since_doubted >= max(DOUBT_SECONDS, in_vain):
@@ -105,6 +108,20 @@ def is_suspected(
     return (
         model.state == "ready" and silent_since is not None and not has_served(model, memory, now)
     )
+
+
+def may_stand(model: Model, memory: Memory, now: float) -> bool:
+    """Whether it matters if a model that serves a request has nothing to run.
+
+    Only where it computes by itself, for one that waits for a GPU may have nothing to run; and not
+    where an answer has refuted that shortly before.
+    """
+    past = past_of(model, memory)
+    if model.row.size_vram_bytes or not is_processing(model):
+        return False
+    if past is None or past.doubted_at is None or past.silent_since is not None:
+        return True
+    return now - past.doubted_at >= DOUBT_SECONDS
 
 
 def is_doubted(memory: Memory, now: float, in_vain: float) -> bool:
@@ -159,6 +176,16 @@ def is_suspicious(answer: Answer) -> bool:
         return True
     # Without a status its connection broke: the runner has gone, as when its model is unloaded.
     return answer.outcome == "error" and answer.status is not None and answer.status >= 500
+
+
+def has_failed(asked: Asked) -> bool:
+    """Whether a runner, or the server for it, has said that it cannot do what it was asked.
+
+    Since 0.30 a server may say so by a 200 without a token.
+    """
+    answer = asked.answer
+    refused = answer.status is None or 400 <= answer.status < 500 or answer.queue_full
+    return answer.outcome == "error" and not refused
 
 
 def suspicion(model: Model, settings: Settings) -> Ask | None:

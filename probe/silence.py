@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from probe.activity import WORK_SHARE, is_idle, is_llama_server, is_processing, slots_of
+from probe.activity import (
+    WORK_SHARE,
+    is_idle,
+    is_llama_server,
+    is_processing,
+    slots_of,
+    still_serves,
+)
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Asked, Dialect, Model, Observation
 from probe.plan import (
     busy_timeout,
+    has_failed,
     is_loading,
     is_required,
     is_suspicious,
@@ -36,6 +44,9 @@ WORK_PERCENT = 5
 WAITED_SECONDS = 60.0
 """A user who waited in vain so long ago is still a sign: those who give up come again."""
 
+_FAILURES = 3
+"""More requests than this that fail within one check, one after the other, leave no doubt."""
+
 RECOVERING = (Dialect.OLLAMA_RUNNER, Dialect.OLLAMA_ENGINE, Dialect.LLAMA_SERVER)
 """Where the server starts another runner when one has ended (measured on 0.9.3, 0.24.0, 0.34.2)."""
 
@@ -57,7 +68,11 @@ def of(
     asked = observation.asked.get(model.row.key, ())
     for before, one in zip((None, *asked), asked, strict=False):
         if one.answer.outcome == "error" and one.ask.via == "server":
-            yield from _refusal(model, before, one, settings)
+            tries = [one for one in asked if one.ask.tokens]
+            fails = len(tries) > _FAILURES and all(map(has_failed, tries))
+            certain = fails and not serves_users(model, asked, past, now)
+            for found in _refusal(model, before, one, settings):
+                yield replace(found, certain=certain and found.remedy is Remedy.RUNNER)
     if known.silent_since is None or model.gone or model.state in ("loading", "unknown"):
         return
     unanswered = [one for one in asked if is_unanswered(one)]
@@ -68,7 +83,9 @@ def of(
     silent_for = now - known.silent_since
     readings = _readings(model, waited, silent_for)
     full = any(one.answer.queue_full for one in unanswered)
-    served = serves_users(model, asked, past, now)
+    # What came before a request stood still in the middle of this check is none of it.
+    stands = model.stands and bool(asked) and still_serves(model, asked[-1].slots)
+    served = serves_users(model, asked, past, now) and not stands
     # A container is not healthy before its required models were ready once. A `llama-server` that
     # is listed has been.
     listed = is_llama_server(model)
@@ -280,15 +297,23 @@ def _is_certain(
     model: Model, unanswered: list[Asked], observation: Observation, now: float
 ) -> bool:
     """Whether a runner was silent before a request was left unanswered, and after it, and did
-    nothing at all throughout."""
-    if model.runner is None or model.runnable_seconds is None or not unanswered[-1].still_silent:
+    nothing at all throughout; or answered, and was in the middle of the same request all the while.
+
+    The latter also where a client reads no more, which holds up all others and may go on.
+    """
+    last = unanswered[-1]
+    stands = model.stands and last.taken and still_serves(model, last.slots)
+    known = model.state == "silent" and model.runnable_seconds is not None
+    if model.runner is None or not (stands or (known and last.still_silent)):
         return False
-    runner, ran, waited = model.runner, model.runnable_seconds, model.silent_seconds
+    runner, ran, waited = model.runner, model.runnable_seconds or 0.0, model.silent_seconds
     for one in unanswered:
         # One that has gone may have been replaced by one that loads.
         if one.runner is None or one.runnable_seconds is None:
             return False
-        runner, ran = runner.and_then(one.runner), ran + one.runnable_seconds
+        both, ran = runner.and_then(one.runner), ran + one.runnable_seconds
+        # One that answers for its health has something to run for a moment.
+        runner = replace(both, runnable=runner.runnable and one.runner.runnable) if stands else both
         waited += one.answer.seconds
     model = replace(model, runner=runner, runnable_seconds=ran)
     return _rests(model, observation, waited, now)
@@ -302,11 +327,15 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
     or with the whole machine.
     """
     runner, ran = model.runner, model.runnable_seconds
-    if runner is None or runner.blocked or runner.runnable or model.state != "silent":
+    if runner is None or runner.blocked or runner.runnable:
+        return False
+    if model.state != "silent" and not model.stands:
         return False
     if not _gpus_rest(model, observation):
         return False
-    return ran is not None and ran < IDLE_SHARE * waited and now <= observation.ends_at
+    # One that computes by itself would have had all of a CPU to run on.
+    share = WORK_SHARE if model.stands else IDLE_SHARE
+    return ran is not None and ran < share * waited and now <= observation.ends_at
 
 
 def _gpus_rest(model: Model, observation: Observation) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from probe.connections import calls_others, has_clients, listening, waits
+from probe.connections import calls_others, has_clients, have_taken_all, listening, waits
 from probe.judge import judge
 from probe.memory import Memory
 from probe.observation import Observation, RunnerHealth, Slot
 from probe.report import Reason, Remedy
 from probe.settings import Settings
+from testbed.deadlines import Deadline
 from tests.unit.rows import ANY, NOW, ON_CPU, PROVEN, SILENT, check, model, past, run, slots
 
 # --- the connections of the server ------------------------------------------------------------
@@ -121,6 +124,54 @@ def test_a_server_that_has_called_another_machine_may_wait_for_that(
 
 def test_of_a_server_whose_connections_cannot_be_read_that_is_not_known(tmp_path: Path) -> None:
     assert calls_others(1, PORT, str(tmp_path))
+
+
+_READS_NO_MORE = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+other, _ = server.accept()
+other.setblocking(False)
+print(server.getsockname()[1], flush=True)
+for line in iter(input, "end"):
+    try:
+        while line == "send":
+            other.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    client.setblocking(False)
+    try:
+        while line == "read":
+            client.recv(1 << 16)
+    except BlockingIOError:
+        pass
+    print(line, flush=True)
+"""
+
+
+def test_a_client_that_reads_no_more_has_not_taken_all() -> None:
+    command = [sys.executable, "-c", _READS_NO_MORE]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def do(word: str) -> None:
+            print(word, file=process.stdin, flush=True)
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{word}\n"
+
+        port = int(process.stdout.readline())
+        assert have_taken_all([port])
+        do("send")
+        assert not have_taken_all([port])
+        deadline = Deadline()
+        while not have_taken_all([port]):  # the kernel has some of it on its way
+            assert not deadline.passed
+            do("read")
+        print("end", file=process.stdin, flush=True)
+    assert not have_taken_all([port])  # nothing shows
 
 
 def test_a_client_waits_from_its_request_to_the_first_byte_of_the_answer() -> None:

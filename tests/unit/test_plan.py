@@ -10,6 +10,7 @@ from probe.activity import identity, users_got_tokens
 from probe.memory import Load, Memory, ModelMemory
 from probe.observation import Answer, Ask, Dialect, LoadedModel, Model, Observation, Slot
 from probe.plan import (
+    DOUBT_SECONDS,
     doubt,
     free_slot,
     in_vain_seconds,
@@ -17,6 +18,7 @@ from probe.plan import (
     is_suspected,
     is_suspicious,
     keep,
+    may_stand,
     options_of,
     routine,
     same_model,
@@ -38,6 +40,7 @@ from tests.unit.rows import (
     NOTHING,
     NOW,
     OLD,
+    ON_CPU,
     OPTIONS,
     OTHER,
     OTHER_RUNNER,
@@ -295,6 +298,40 @@ def test_a_model_is_suspected_that_stands_still_in_the_middle_of_an_answer(
 )
 def test_what_is_asked_for_a_user_who_waits_is_what_may_hang(one: Model, ask: Ask | None) -> None:
     assert doubt(one, ANY) == ask
+
+
+@pytest.mark.parametrize(
+    ("one", "memory", "expected"),
+    [
+        (model(ON_CPU, slots(Slot(0, True))), FIRST, True),
+        (model(ON_CPU, slots(Slot(0, True))), past(doubted_at=NOW - DOUBT_SECONDS), True),
+        (model(ON_CPU, slots(Slot(0, True))), past(doubted_at=NOW - 30), False),
+        # ... and the request of then has not been answered
+        (
+            model(ON_CPU, slots(Slot(0, True))),
+            past(doubted_at=NOW - 30, silent_since=NOW - 30),
+            True,
+        ),
+        (model(ON_CPU, slots(Slot(0))), FIRST, False),
+        (model(ON_CPU), FIRST, False),
+        # it may wait for its GPU
+        (model(IN_VRAM, slots(Slot(0, True))), FIRST, False),
+    ],
+)
+def test_whether_a_model_stands_still_matters_where_nothing_else_explains_it(
+    one: Model, memory: Memory, expected: bool
+) -> None:
+    assert may_stand(one, memory, NOW) is expected
+
+
+def test_a_model_of_whose_request_nothing_comes_is_suspected_at_once_and_then_left_in_peace() -> (
+    None
+):
+    one = model(health=slots(Slot(0, True, task=4, decoded_tokens=2)), stands=True)
+    assert is_suspected(one, FIRST, ANY, NOW)
+    assert is_suspected(one, past(), ANY, NOW)
+    assert not is_suspected(one, past(doubted_at=NOW - DOUBT_SECONDS + 1), ANY, NOW)
+    assert is_suspected(one, past(doubted_at=NOW - DOUBT_SECONDS), ANY, NOW)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from probe.gpu_reading import GpuReading
 from probe.judge import judge
 from probe.memory import Crashes, Memory, Served
 from probe.memory_file import MemoryFile
-from probe.observation import Answer, Asked, Model, Observation
+from probe.observation import Answer, Ask, Asked, Model, Observation, Slot
 from probe.plan import CRASHES
 from probe.report import Reason, Remedy, Verdict, parse, render
 from probe.retries import counted
@@ -35,10 +35,12 @@ from tests.unit.rows import (
     PROVEN,
     READY,
     RUNNER,
+    TO_RUNNER,
     TO_SERVER,
     asked,
     check,
     model,
+    slots,
 )
 
 COUNTS = Settings(retries=3)
@@ -144,6 +146,7 @@ BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True
         (hung(replace(STILL, runnable_seconds=0.11)), "it did a little, before it was asked"),
         (hung(request=replace(SILENT_TWICE, runnable_seconds=0.2)), "it did a little, after that"),
         (hung(request=replace(SILENT_TWICE, runnable_seconds=None)), "nobody knows what it did"),
+        (hung(replace(STILL, runnable_seconds=None)), "the same, before it was asked"),
         (hung(request=replace(SILENT_TWICE, runner=None)), "another one may be loading"),
         (hung(HANGS), "nobody knows what the GPU did"),
         (hung(HANGS, gpu=GpuReading()), "the same"),
@@ -155,6 +158,68 @@ BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True
 )
 def test_whatever_else_is_found_is_a_doubt_at_first(observation: Observation, why: str) -> None:
     assert told(observation, lasts=9.7)[0].healthy, why
+
+
+SERVES = slots(Slot(0, True, task=4, prompt_tokens=9, decoded_tokens=12))
+STANDS = model(ON_CPU, SERVES, stands=True)
+LEFT = asked(TO_SERVER, NOTHING, runner=RUNNER, slots=SERVES.slots, taken=True)
+
+
+def test_a_call_that_hangs_is_certain_although_its_process_answers() -> None:
+    """It is in the middle of the same request all the while, and had nothing to run."""
+    [verdict] = told(hung(STANDS, LEFT), lasts=9.7)
+    assert (verdict.healthy, verdict.reason) == (False, Reason.STALLED)
+    assert verdict.remedy is Remedy.RUNNER
+
+
+MOVED = (Slot(0, True, task=4, prompt_tokens=9, decoded_tokens=13),)
+ENDED = (Slot(0, False, task=4, held_tokens=21),)
+
+
+@pytest.mark.parametrize(
+    ("observation", "why"),
+    [
+        (hung(replace(STANDS, stands=False), LEFT), "nobody looked twice"),
+        (hung(STANDS, replace(LEFT, taken=False)), "a client reads no more"),
+        (hung(STANDS, replace(LEFT, slots=MOVED)), "a token has come"),
+        (hung(STANDS, replace(LEFT, slots=ENDED)), "the request has ended"),
+        (hung(STANDS, replace(LEFT, slots=None)), "nobody knows"),
+        (hung(STANDS, replace(LEFT, runnable_seconds=0.6)), "it did some work"),
+        (hung(STANDS, replace(LEFT, runnable_seconds=None)), "nobody knows what it did"),
+        (hung(STANDS, replace(LEFT, runner=None)), "another one may be loading"),
+        (hung(STANDS, replace(LEFT, runner=BLOCKED)), "it waits for a disk, or for a driver"),
+        (hung(replace(STANDS, runner=RUNNABLE), replace(LEFT, runner=RUNNABLE)), "it starves"),
+        (hung(replace(STANDS, row=HANGS.row), LEFT), "nobody knows what the GPU did"),
+        (hung(replace(STANDS, row=HANGS.row), LEFT, gpu=BUSY_GPU), "the GPU works"),
+        (check(STANDS), "nobody was asked"),
+    ],
+)
+def test_one_that_answers_is_a_doubt_where_anything_else_may_be(
+    observation: Observation, why: str
+) -> None:
+    assert told(observation, lasts=9.7)[0].healthy, why
+
+
+FAILED = asked(TO_RUNNER, Answer("error", 0.1, None, 500, "Compute error."), runner=RUNNER)
+REFUSED = asked(TO_SERVER, Answer("error", 0.1, None, 200, "no token"), runner=RUNNER)
+
+
+@pytest.mark.parametrize(
+    ("answers", "healthy"),
+    [
+        ((FAILED, REFUSED), True),
+        ((FAILED, REFUSED, FAILED), True),
+        ((FAILED, REFUSED, FAILED, FAILED), False),
+        ((FAILED, REFUSED, FAILED, ANSWERED), True),
+        ((replace(FAILED, ask=Ask("server", 0, keep=True)), FAILED, REFUSED, FAILED), True),
+    ],
+)
+def test_requests_that_fail_one_after_the_other_leave_no_doubt(
+    answers: tuple[Asked, ...], healthy: bool
+) -> None:
+    [verdict] = told(check(model(ON_CPU), to=answers))
+    assert verdict.healthy is healthy
+    assert healthy or (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER)
 
 
 def test_a_still_gpu_makes_it_certain() -> None:
