@@ -72,13 +72,11 @@ class Load:
     ) -> None:
         """A request, which is given up after so many seconds without an answer."""
         prompt = " ".join(random.choices("abcdfgklmn", k=words))
-        chosen = {**AT_RANDOM, "num_predict": tokens, **(options or {})}
-        body = {"model": model, "prompt": prompt, "stream": False, "options": chosen, **fields}
-        httpx.post(f"{self._server.url}/api/generate", json=body, timeout=patience)
+        chosen = {"num_predict": tokens, **(options or {})}
+        self._server.generate(model, prompt, patience, options=chosen, **fields)
 
     def embed(self, *, patience: float = PATIENCE_SECONDS, pieces: int = 1) -> None:
-        body = {"model": "vector", "input": ["a b c d"] * pieces}
-        httpx.post(f"{self._server.url}/api/embed", json=body, timeout=patience)
+        self._server.embed("vector", pieces, patience)
 
     def stop_reading(self) -> None:
         """Begin to read an endless answer, and read no more of it until the load is over."""

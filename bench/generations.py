@@ -75,14 +75,16 @@ class Generation:
 
     # --- its users ----------------------------------------------------------------------------
 
-    def generate(self, model: str, prompt: str = "b c d", **fields: Any) -> dict[str, Any]:
-        """A user's request, and the server's answer to it."""
+    def generate(
+        self, model: str, prompt: str = "b c d", patience: float | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        """A user's request, and the server's answer to it; given up after so many seconds."""
         options = {**AT_RANDOM, "num_predict": 1, **fields.pop("options", {})}
         body = {"model": model, "prompt": prompt, "stream": False, "options": options, **fields}
-        return self._post("/api/generate", body)
+        return self._post("/api/generate", body, patience)
 
-    def embed(self, model: str) -> dict[str, Any]:
-        return self._post("/api/embed", {"model": model, "input": "b c d"})
+    def embed(self, model: str, pieces: int = 1, patience: float | None = None) -> dict[str, Any]:
+        return self._post("/api/embed", {"model": model, "input": ["b c d"] * pieces}, patience)
 
     def loaded(self, timeout: float | None = None) -> dict[str, str]:
         """The name of every loaded model, and when it expires."""
@@ -94,8 +96,10 @@ class Generation:
         rows = httpx.get(f"{self.url}/api/tags", timeout=scaled(LONG_SECONDS)).json()["models"]
         return {row["name"].removesuffix(":latest") for row in rows}
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        reply = httpx.post(self.url + path, json=body, timeout=scaled(LONG_SECONDS))
+    def _post(
+        self, path: str, body: dict[str, Any], patience: float | None = None
+    ) -> dict[str, Any]:
+        reply = httpx.post(self.url + path, json=body, timeout=patience or scaled(LONG_SECONDS))
         reply.raise_for_status()
         return dict(reply.json())
 

@@ -6,6 +6,7 @@ Pure, like `judge.py`: plain data in, plain data out.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from probe.memory import Memory, ModelMemory
 from probe.observation import Dialect, Model, Runner, Slot
@@ -92,6 +93,11 @@ def progress_of(slot: Slot) -> tuple[int, int, int]:
     return slot.id, -1 if slot.task is None else slot.task, count
 
 
+def marks_of(slots: Iterable[Slot] | None) -> set[tuple[int, int, int]]:
+    """How far each request is that is being served."""
+    return {progress_of(slot) for slot in slots or () if slot.is_processing}
+
+
 def has_only_ours(slot: Slot) -> bool:
     """Whether a slot is at rest and holds no more than a request of ours leaves there."""
     return not slot.is_processing and (slot.held_tokens or 0) <= OWN_TOKENS
@@ -102,18 +108,16 @@ def stands_still(model: Model, memory: Memory, now: float) -> bool:
 
     Today's `llama-server` answers for its slots while the call hangs that computes.
     """
-    past, slots = past_of(model, memory), slots_of(model) or ()
+    past, marks = past_of(model, memory), marks_of(slots_of(model))
     if past is None or not did_nothing(model, memory, now):
         return False
-    marks = [progress_of(slot) for slot in slots if slot.is_processing]
-    return bool(marks) and all(mark in (past.tokens or ()) for mark in marks)
+    return bool(marks) and marks <= set(past.tokens or ())
 
 
 def still_serves(model: Model, slots: tuple[Slot, ...] | None) -> bool:
     """Whether nothing has come since of the requests that a model was serving, nor of another."""
-    served = {progress_of(slot) for slot in slots_of(model) or () if slot.is_processing}
-    now = {progress_of(slot) for slot in slots or () if slot.is_processing}
-    return bool(served) and now == served
+    served = marks_of(slots_of(model))
+    return bool(served) and marks_of(slots) == served
 
 
 def seconds_since(memory: Memory, now: float) -> float:

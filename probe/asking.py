@@ -16,6 +16,7 @@ from probe.observation import Ask, Asked, Dialect, Model, Observation, Runner
 from probe.ollama import ApiError, Server
 from probe.plan import (
     doubt,
+    failed_tries,
     free_slot,
     has_failed,
     is_suspected,
@@ -73,8 +74,7 @@ class Asking:
                 *self._answers(model, ask, share),
             )
         for model, ask in wanted:
-            tries = [one for one in asked.get(model.row.key, ()) if one.ask.tokens]
-            if ask.via == "runner" and len(tries) > 1 and all(map(has_failed, tries)):
+            if ask.via == "runner" and failed_tries(asked.get(model.row.key, ())) > 1:
                 asked[model.row.key] = (*asked[model.row.key], *self._once_more(model, ask))
         return asked
 

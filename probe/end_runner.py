@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
-from probe.activity import progress_of, slots_of
+from probe.activity import marks_of, progress_of, slots_of
 from probe.end_process import Evidence, end, evidence
 from probe.healing import (
     MOST,
@@ -153,9 +154,9 @@ def _found(
         return None
     health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
     # It says nothing, or is in the middle of the same request.
-    marks = [progress_of(slot) for slot in (health and health.slots) or () if slot.is_processing]
+    marks = marks_of(health.slots if health else None)
     tokens = next(one.tokens for one in past.models.values() if one.runner == past.suspect)
-    stands = bool(marks) and all(mark in (tokens or ()) for mark in marks)
+    stands = bool(marks) and marks <= set(tokens or ())
     silent = health is not None and health.state == "silent"
     later = runners.again(runner)
     rests = later is not None and has_rested(later, past, time.monotonic())
@@ -205,13 +206,8 @@ def _is_over(
         from probe.connections import has_clients
 
         return None if has_clients(settings.port) is False else "a client has come meanwhile"
-    marks = {
-        progress_of(slot)
-        for model in observation.models
-        if model.runner == runner
-        for slot in slots_of(model) or ()
-        if slot.is_processing
-    }
+    served = [slots_of(model) or () for model in observation.models if model.runner == runner]
+    marks = marks_of(chain.from_iterable(served))
     refused = "http_status" in verdict.readings
     if not marks and not refused:
         return None

@@ -153,11 +153,6 @@ class Server:
         except (httpx.HTTPError, ApiError):
             return None
 
-    def is_silent(self, runner: Runner, timeout: float) -> bool:
-        """Whether a runner says nothing where its health and its slots are asked for."""
-        health = self.runner_health(runner, timeout)
-        return health is not None and health.state == "silent"
-
     def is_mute(self, runner: Runner, timeout: float) -> bool:
         """Whether a runner does not even answer for its health, which needs no inference."""
         try:

@@ -6,6 +6,7 @@ Pure, like `judge.py`: plain data in, plain data out. `docs/harmless.md` has the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from probe.activity import (
@@ -186,6 +187,12 @@ def has_failed(asked: Asked) -> bool:
     answer = asked.answer
     refused = answer.status is None or 400 <= answer.status < 500 or answer.queue_full
     return answer.outcome == "error" and not refused
+
+
+def failed_tries(asked: Iterable[Asked]) -> int:
+    """How many requests for tokens have failed; 0 where one of them has not."""
+    tries = [one for one in asked if one.ask.tokens]
+    return len(tries) if all(map(has_failed, tries)) else 0
 
 
 def suspicion(model: Model, settings: Settings) -> Ask | None:

@@ -21,7 +21,7 @@ from probe.memory import Memory, ModelMemory
 from probe.observation import Asked, Dialect, Model, Observation
 from probe.plan import (
     busy_timeout,
-    has_failed,
+    failed_tries,
     is_loading,
     is_required,
     is_suspicious,
@@ -66,13 +66,12 @@ def of(
     """
     known = memory.models.get(model.row.key, ModelMemory())
     asked = observation.asked.get(model.row.key, ())
+    served = serves_users(model, asked, past, now)
+    fails = failed_tries(asked) > _FAILURES and not served
     for before, one in zip((None, *asked), asked, strict=False):
         if one.answer.outcome == "error" and one.ask.via == "server":
-            tries = [one for one in asked if one.ask.tokens]
-            fails = len(tries) > _FAILURES and all(map(has_failed, tries))
-            certain = fails and not serves_users(model, asked, past, now)
             for found in _refusal(model, before, one, settings):
-                yield replace(found, certain=certain and found.remedy is Remedy.RUNNER)
+                yield replace(found, certain=fails and found.remedy is Remedy.RUNNER)
     if known.silent_since is None or model.gone or model.state in ("loading", "unknown"):
         return
     unanswered = [one for one in asked if is_unanswered(one)]
@@ -85,7 +84,7 @@ def of(
     full = any(one.answer.queue_full for one in unanswered)
     # What came before a request stood still in the middle of this check is none of it.
     stands = model.stands and bool(asked) and still_serves(model, asked[-1].slots)
-    served = serves_users(model, asked, past, now) and not stands
+    served = served and not stands
     # A container is not healthy before its required models were ready once. A `llama-server` that
     # is listed has been.
     listed = is_llama_server(model)
