@@ -284,13 +284,19 @@ def gateway(engine: docker.DockerClient) -> str:
 @pytest.fixture
 def nvml(tmp_path: Path) -> Nvml:
     """A simulated GPU; mount its `volume`."""
-    return Nvml(tmp_path)
+    return Nvml(_made(tmp_path / "nvml"))
 
 
 @pytest.fixture
 def decode(tmp_path: Path) -> Decode:
     """Faults in the middle of a call; mount its `volume`, and set its `env`."""
-    return Decode(tmp_path)
+    return Decode(_made(tmp_path / "decode"))
+
+
+def _made(directory: Path) -> Path:
+    """A directory of its own: one can be mounted in one place only."""
+    directory.mkdir()
+    return directory
 
 
 @pytest.fixture(name="slow_disk")

@@ -30,7 +30,7 @@ class Decode:
         return {str(self._directory): {"bind": _MOUNT, "mode": "ro"}}
 
     @contextmanager
-    def fault(self, word: Literal["hang", "crash", "fail"]) -> Iterator[None]:
+    def fault(self, word: Literal["hang", "crash", "fail", "pass"]) -> Iterator[None]:
         """Every runner that computes meanwhile has this fault; `decode.c` explains each.
 
         The runner of Ollama 0.9 can only hang.

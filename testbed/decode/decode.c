@@ -5,8 +5,9 @@
  *   hang    the call never returns, as one that waits for a GPU; the process answers for its health
  *   crash   the process aborts, as after a failed assertion
  *   fail    the call returns an error; the process goes on, and the user gets it
+ *   pass    all goes well, for one that has failed too
  *
- * Without it all goes well. A process that has met a fault keeps it, and the thread that met it bears
+ * Without it all goes well. A process that has met a fault keeps it otherwise, and the thread that met it bears
  * its name. A model still loads: the batch that a load tries out always passes.
  *
  * The runner of Ollama 0.9 has llama_decode within itself, where nothing can stand before it. What it
@@ -30,18 +31,18 @@ static char fault[16];
 
 static void read_fault(void)
 {
-    if (fault[0])
-        return;
     Dl_info self;
-    char path[4096];
+    char path[4096], word[16] = "";
     dladdr((void *)read_fault, &self);
     snprintf(path, sizeof path - 16, "%s", self.dli_fname);
     strcpy(strrchr(path, '/') + 1, "decode.conf");
     FILE *file = fopen(path, "r");
     if (!file)
         return;
-    if (fscanf(file, "%15s", fault) == 1)
+    if (fscanf(file, "%15s", word) == 1 && (!fault[0] || strcmp(word, "pass") == 0)) {
+        strcpy(fault, word);
         prctl(PR_SET_NAME, fault);
+    }
     fclose(file);
 }
 

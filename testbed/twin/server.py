@@ -185,7 +185,7 @@ def _row(runner: Runner, expires: float) -> _Body:
         "digest": runner.model.digest,
         "details": runner.model.details,
         "expires_at": timestamp(expires),
-        "size_vram": 0,
+        "size_vram": runner.process.size if os.environ.get("OLLAMA_TWIN_ON_GPU") else 0,
         "context_length": runner.options["num_ctx"],
     }
 
