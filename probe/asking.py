@@ -133,7 +133,9 @@ class Asking:
         return slots is not None and free_slot(slots, past_of(model, self._memory)) is not None
 
     def _of_server(self, model: Model, ask: Ask, seconds: float) -> Asked:
-        seconds = max(seconds - RESERVE_SECONDS, seconds / 2)  # the rest is for its runner
+        # The rest is for its runner, and for a second look at its GPU.
+        rest = 2 * RESERVE_SECONDS if model.row.size_vram_bytes else RESERVE_SECONDS
+        seconds = max(seconds - rest, seconds / 2)
         answer, row = self._server.ask(model.row.name, ask, seconds), None
         with suppress(ApiError):
             rows = self._server.loaded(RESERVE_SECONDS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MADE_UP_UUID = "index-"
 """Begins the name of a device that has no UUID; its number among the devices follows."""
+
+WORK_PERCENT = 5
+"""A GPU that is used more than this does somebody's work."""
 
 
 class GpuFault(StrEnum):
@@ -120,6 +123,24 @@ class GpuReading:
         return self.tegra and not self.devices and self.fault in _INCONCLUSIVE_ON_TEGRA
 
     @property
+    def works(self) -> bool | None:
+        """Whether a GPU that Ollama may use works; None where one does not say, or is not seen."""
+        use = [device.utilization_percent for device in self.devices]
+        if any(percent is not None and percent >= WORK_PERCENT for percent in use):
+            return True
+        return None if self.partial or not use or None in use else False
+
+    def with_use(self, later: GpuReading) -> GpuReading:
+        """This reading, with the higher use of two: a GPU that a later one does not give says none.
+
+        Args:
+            later: another reading of the same devices.
+        """
+        again = {device.uuid: device.utilization_percent for device in later.devices}
+        devices = (_busier(one, again.get(one.uuid)) for one in self.devices)
+        return replace(self, devices=tuple(devices))
+
+    @property
     def memory_total_bytes(self) -> int | None:
         """Memory of all GPUs together; None where one does not give it, or is not seen."""
         return None if self.partial else _sum(d.memory_total_bytes for d in self.devices)
@@ -146,6 +167,12 @@ class GpuReading:
         """Of all GPUs together; None when one does not say."""
         total, used = self.memory_total_bytes, self.memory_used_bytes
         return None if total is None or used is None else max(total - used, 0)
+
+
+def _busier(device: GpuDevice, percent: int | None) -> GpuDevice:
+    before = device.utilization_percent
+    known = None if before is None or percent is None else max(before, percent)
+    return replace(device, utilization_percent=known)
 
 
 def _sum(values: Iterator[int | None]) -> int | None:

@@ -63,15 +63,25 @@ def observe(
     began, clock = time.monotonic(), time.time() - time.monotonic()
     budget = Budget(end, settings.timeout)
     version = details or call is not None
-    check = _Check(settings, memory, budget, began, ask=ask, version=version)
-    observation = check.run()
-    reading = call.result(end + RESERVE_SECONDS / 2 - time.monotonic()) if call else None
+    check = _Check(settings, memory, budget, began, call, ask=ask, version=version)
+    observation, last = check.run(), end + RESERVE_SECONDS / 2
+    reading = call.result(last - time.monotonic()) if call else None
+    if reading and reading.works is False and _may_wait_for_a_gpu(observation):
+        later = nvml.BackgroundRead(env).result(last - time.monotonic())
+        reading = reading.with_use(later)
     if reading and reading.fault is GpuFault.HANGS and end - began < budget.enough:
         reading = None
         observation = replace(observation, no_time=observation.no_time or "to read the GPU")
     unending = runners.unending(settings.port) if settings.is_local else ()
     observation = replace(observation, began_at=began, clock=clock, gpu=reading, unending=unending)
     return replace(observation, ends_at=end + RESERVE_SECONDS)
+
+
+def _may_wait_for_a_gpu(observation: Observation) -> bool:
+    """Whether a model seems to do nothing whose GPU may have begun to work since it was read."""
+    models = (*observation.models, *observation.held_by)
+    still = [model for model in models if model.stands or model.state == "silent"]
+    return any(model.row.size_vram_bytes for model in still)
 
 
 class _Check:
@@ -83,11 +93,13 @@ class _Check:
         memory: Memory,
         budget: Budget,
         began: float,
+        gpus: nvml.BackgroundRead | None,
         *,
         ask: bool,
         version: bool,
     ) -> None:
         self._began = began
+        self._gpus = gpus
         self._server = Server(settings.host)
         self._settings = settings
         self._memory = memory
@@ -206,13 +218,15 @@ class _Check:
     def _standing(self, models: list[Model]) -> set[str]:
         """Identities of runners that had nothing to run, for as long as we looked; one that works
         has some at once, and is looked at no longer."""
-        left = {
-            model.runner.identity: model.runner
-            for model in models
-            if model.runner and may_stand(model, self._memory, self._began)
-        }
         if not self._ask or not self._settings.is_local:
             return set()
+        serving = [model for model in models if model.runner and is_processing(model)]
+        rest = any(model.row.size_vram_bytes for model in serving) and self._gpus_rest()
+        left = {
+            model.runner.identity: model.runner
+            for model in serving
+            if model.runner and may_stand(model, self._memory, self._began, gpus_rest=rest)
+        }
         if self._budget.remaining - _STANDS_SECONDS < self._budget.enough:
             return set()  # there would be no time left to ask
         began = time.monotonic()
@@ -227,6 +241,11 @@ class _Check:
                 and work_seconds(runner, now[name], waited) <= CALM_SECONDS
             }
         return set(left)
+
+    def _gpus_rest(self) -> bool:
+        """Whether no GPU was in use when the check began; False where that is not known yet."""
+        reading = self._gpus.result(RESERVE_SECONDS) if self._gpus else None
+        return reading is not None and reading.works is False
 
     def _stands(self, model: Model) -> bool:
         """Whether a runner that had nothing to run is in the middle of the same request."""

@@ -111,14 +111,19 @@ def is_suspected(
     )
 
 
-def may_stand(model: Model, memory: Memory, now: float) -> bool:
+def may_stand(model: Model, memory: Memory, now: float, *, gpus_rest: bool) -> bool:
     """Whether it matters if a model that serves a request has nothing to run.
 
-    Only where it computes by itself, for one that waits for a GPU may have nothing to run; and not
-    where an answer has refuted that shortly before.
+    Only where it does not wait for a GPU, and not where an answer has refuted that shortly before.
+
+    Args:
+        model: as it was read.
+        memory: what the checks before left.
+        now: seconds of the monotonic clock.
+        gpus_rest: no GPU that Ollama may use is in use.
     """
     past = past_of(model, memory)
-    if model.row.size_vram_bytes or not is_processing(model):
+    if (model.row.size_vram_bytes and not gpus_rest) or not is_processing(model):
         return False
     if past is None or past.doubted_at is None or past.silent_since is not None:
         return True

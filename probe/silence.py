@@ -38,9 +38,6 @@ IDLE_SHARE = 0.005
 REST_SECONDS = 1.5
 """One that holds up `/api/ps` has to have rested for this long."""
 
-WORK_PERCENT = 5
-"""A GPU that is used more than this does somebody's work."""
-
 WAITED_SECONDS = 60.0
 """A user who waited in vain so long ago is still a sign: those who give up come again."""
 
@@ -339,16 +336,8 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
 
 def _gpus_rest(model: Model, observation: Observation) -> bool:
     """Whether no GPU works, as far as that concerns a model; where it is not known, one may."""
-    use = _gpu_use(observation)
-    if any(percent is not None and percent >= WORK_PERCENT for percent in use):
-        return False
-    return not model.row.size_vram_bytes or (bool(use) and None not in use)
-
-
-def _gpu_use(observation: Observation) -> list[int | None]:
-    """In percent, of each GPU; None: not known."""
-    devices = observation.gpu.devices if observation.gpu else ()
-    return [device.utilization_percent for device in devices]
+    works = observation.gpu.works if observation.gpu else None
+    return works is False or (works is None and not model.row.size_vram_bytes)
 
 
 def _may_wait_for_its_gpu(model: Model) -> bool:
@@ -370,8 +359,8 @@ def _works(
             return True
         if runnable_seconds < IDLE_SHARE * waited and not _may_wait_for_its_gpu(model):
             return False
-    use = _gpu_use(observation)
-    if runnable_seconds is not None and (not use or None in use):
+    works = observation.gpu.works if observation.gpu else None
+    if runnable_seconds is not None and works is None:
         # A little work on a CPU keeps a GPU busy, and how busy that is nobody says.
         return model.row.size_vram_bytes > 0
-    return any((percent or 0) >= WORK_PERCENT for percent in use)
+    return bool(works)

@@ -314,14 +314,18 @@ def test_what_is_asked_for_a_user_who_waits_is_what_may_hang(one: Model, ask: As
         ),
         (model(ON_CPU, slots(Slot(0))), FIRST, False),
         (model(ON_CPU), FIRST, False),
-        # it may wait for its GPU
-        (model(IN_VRAM, slots(Slot(0, True))), FIRST, False),
     ],
 )
 def test_whether_a_model_stands_still_matters_where_nothing_else_explains_it(
     one: Model, memory: Memory, expected: bool
 ) -> None:
-    assert may_stand(one, memory, NOW) is expected
+    assert may_stand(one, memory, NOW, gpus_rest=False) is expected
+
+
+def test_a_model_in_vram_may_wait_for_its_gpu() -> None:
+    one = model(IN_VRAM, slots(Slot(0, True)))
+    assert may_stand(one, FIRST, NOW, gpus_rest=True)
+    assert not may_stand(one, FIRST, NOW, gpus_rest=False)
 
 
 def test_a_model_of_whose_request_nothing_comes_is_suspected_at_once_and_then_left_in_peace() -> (

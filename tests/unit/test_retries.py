@@ -131,6 +131,7 @@ def test_one_slow_check_beside_what_an_operator_has_to_mend_restarts_nothing() -
     assert Remedy.RESTART not in {verdict.remedy for verdict in verdicts}
 
 
+SOME_GPUS = replace(GPU, partial=True)
 BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True)
 
 
@@ -151,6 +152,7 @@ BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True
         (hung(HANGS), "nobody knows what the GPU did"),
         (hung(HANGS, gpu=GpuReading()), "the same"),
         (hung(HANGS, gpu=BUSY_GPU), "the GPU works"),
+        (hung(HANGS, gpu=SOME_GPUS), "it may be on a GPU that NVML does not see"),
         (hung(gpu=BUSY_GPU), "it works for the others, or for a batch of this one"),
         (DOWN, "a server that starts again is silent too"),
         (check(replace(STILL, runner=OLD), OTHER), "nobody was asked"),
@@ -165,9 +167,16 @@ STANDS = model(ON_CPU, SERVES, stands=True)
 LEFT = asked(TO_SERVER, NOTHING, runner=RUNNER, slots=SERVES.slots, taken=True)
 
 
-def test_a_call_that_hangs_is_certain_although_its_process_answers() -> None:
+@pytest.mark.parametrize(
+    "observation",
+    [hung(STANDS, LEFT), hung(replace(STANDS, row=HANGS.row), LEFT, gpu=GPU)],
+    ids=["on the CPU", "in VRAM"],
+)
+def test_a_call_that_hangs_is_certain_although_its_process_answers(
+    observation: Observation,
+) -> None:
     """It is in the middle of the same request all the while, and had nothing to run."""
-    [verdict] = told(hung(STANDS, LEFT), lasts=9.7)
+    [verdict] = told(observation, lasts=9.7)
     assert (verdict.healthy, verdict.reason) == (False, Reason.STALLED)
     assert verdict.remedy is Remedy.RUNNER
 
@@ -191,6 +200,7 @@ ENDED = (Slot(0, False, task=4, held_tokens=21),)
         (hung(replace(STANDS, runner=RUNNABLE), replace(LEFT, runner=RUNNABLE)), "it starves"),
         (hung(replace(STANDS, row=HANGS.row), LEFT), "nobody knows what the GPU did"),
         (hung(replace(STANDS, row=HANGS.row), LEFT, gpu=BUSY_GPU), "the GPU works"),
+        (hung(replace(STANDS, row=HANGS.row), LEFT, gpu=SOME_GPUS), "it may be on another GPU"),
         (check(STANDS), "nobody was asked"),
     ],
 )
