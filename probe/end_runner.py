@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from probe.activity import marks_of, progress_of, slots_of
 from probe.end_process import Evidence, end, evidence
@@ -15,6 +16,7 @@ from probe.healing import (
     MOST,
     culprit,
     has_rested,
+    is_certain,
     is_due,
     is_spent,
     with_blocked,
@@ -23,10 +25,14 @@ from probe.healing import (
     with_words,
 )
 from probe.memory import Memory
-from probe.observation import LoadedModel, Model, Observation, Runner
+from probe.observation import Ask, Asked, LoadedModel, Model, Observation, Runner
+from probe.plan import free_slot, has_failed
 from probe.report import Reading, Reason, Remedy, Verdict
 from probe.retries import CHECKS, without_fault
 from probe.settings import Settings
+
+if TYPE_CHECKING:
+    from probe.ollama import Server
 
 _DONE = {
     "gone": "its process has ended by itself meanwhile",
@@ -140,32 +146,53 @@ def _found(
     """What the last check was certain of, where a short look shows that it still stands.
 
     Users wait, and another check may be under way: for neither a whole one is made. The runner must
-    be as silent as it was, and have done nothing at all since.
+    be as silent as it was, and have done nothing at all since; or still say that it cannot do what
+    it is asked.
     """
     from probe import runners
     from probe.ollama import Server
 
     last = past.episodes[-1] if past.episodes else None
-    if last is None or last.remedy != Remedy.RUNNER or past.certain_at is None:
+    if last is None or last.remedy != Remedy.RUNNER or not is_certain(past, time.monotonic()):
         return None
     runner = next((one for one in runners.find() if one.identity == past.suspect), None)
-    names = [one.name for one in past.models.values() if one.runner == past.suspect]
-    if runner is None or len(names) != 1:
+    known = [one for one in past.models.values() if one.runner == past.suspect]
+    if runner is None or len(known) != 1:
         return None
-    health = Server(settings.host).runner_health(runner, SHORT_SECONDS)
+    server = Server(settings.host)
+    health = server.runner_health(runner, SHORT_SECONDS)
+    slots = health.slots if health else None
     # It says nothing, or is in the middle of the same request.
-    marks = marks_of(health.slots if health else None)
-    tokens = next(one.tokens for one in past.models.values() if one.runner == past.suspect)
-    stands = bool(marks) and marks <= set(tokens or ())
+    marks = marks_of(slots)
+    stands = bool(marks) and marks <= set(known[0].tokens or ())
     silent = health is not None and health.state == "silent"
+    fails = slots is not None and _fails(server, runner, free_slot(slots, known[0]))
     later = runners.again(runner)
-    rests = later is not None and has_rested(later, past, time.monotonic())
-    if later is None or not rests or not (silent or stands):
+    if later is None or not (silent or stands or fails):
         return None
-    readings: dict[str, Reading] = {"model": names[0], "runner_pid": runner.pid}
+    if not fails and not has_rested(later, past, time.monotonic(), answers=stands):
+        return None
+    if not fails and known[0].vram_bytes and not _gpus_rest():
+        return None
+    name = known[0].name
+    readings: dict[str, Reading] = {"model": name, "runner_pid": runner.pid}
     verdict = Verdict(False, Reason(last.reason), last.message, readings, Remedy.RUNNER)
-    observation = Observation(models=(Model(LoadedModel(names[0]), later),))
+    observation = Observation(models=(Model(LoadedModel(name), later),))
     return None if culprit(verdict, observation, model) is None else (verdict, observation)
+
+
+def _gpus_rest() -> bool:
+    from probe.nvml import BackgroundRead
+
+    return BackgroundRead(os.environ).result(SHORT_SECONDS).works is False
+
+
+def _fails(server: Server, runner: Runner, slot: int | None) -> bool:
+    """Whether a runner that serves nobody says once more that it cannot do what it is asked."""
+    if slot is None:
+        return False
+    ask = Ask("runner", slot=slot)
+    return has_failed(Asked(ask, server.ask_runner(runner, ask, SHORT_SECONDS)))
 
 
 def _end(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from probe.activity import CALM_SECONDS, READ_BYTES
+from probe.activity import CALM_SECONDS, READ_BYTES, was_at_work
 from probe.learn import serves_users
 from probe.loads import is_blocked
 from probe.memory import Memory, ModelMemory
@@ -169,22 +169,31 @@ def with_suspect(
     )
 
 
-def has_rested(runner: Runner, memory: Memory, now: float) -> bool:
+def is_certain(memory: Memory, now: float) -> bool:
+    """Whether the last check was certain of a runner, and is not long ago."""
+    return memory.certain_at is not None and now - memory.certain_at <= RECENT_SECONDS
+
+
+def has_rested(runner: Runner, memory: Memory, now: float, *, answers: bool) -> bool:
     """Whether a runner has done nothing since the check began that was certain of it.
 
     Args:
         runner: as it is now.
         memory: what the checks left.
         now: seconds of the monotonic clock.
+        answers: for its health, which takes a moment each time; otherwise it must have done nothing
+            at all.
     """
-    if runner.identity != memory.suspect or memory.certain_at is None:
-        return False
-    if runner.blocked or runner.runnable or now - memory.certain_at > RECENT_SECONDS:
+    if runner.identity != memory.suspect or runner.blocked or memory.certain_at is None:
         return False
     counts = memory.certain_counts
     since = [after - before for before, after in zip(counts, _counts(runner), strict=True)]
     ran, queued, read = since
-    return max(ran, queued) <= CALM_SECONDS and read <= READ_BYTES
+    if not answers:
+        rests = not runner.runnable and max(ran, queued) <= CALM_SECONDS
+    else:
+        rests = not was_at_work(ran, queued, now - memory.certain_at)
+    return rests and read <= READ_BYTES
 
 
 def _counts(runner: Runner) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from testbed.autoheal import WATCHING, Autoheal
 from testbed.deadlines import LONG_SECONDS, ORDINARY_SECONDS, Deadline, scaled
 from testbed.decode import Decode
 from testbed.faults import freeze, unkillable
+from testbed.nvml import HEALTHY, Nvml
 from testbed.ollama import TIME_TO_ASK, Ollama
 from testbed.stuck import LONG_ANSWER_TOKENS, SYSCTLS, stuck
 from testbed.webhook import Webhook
@@ -140,13 +141,55 @@ def test_a_runner_that_has_only_errors_for_its_users_is_ended(
     [pid] = runner.pids(server)
     with decode.fault("fail"):
         assert not server.generate("tiny")["done"]
+        began = time.monotonic()
         verdict = server.check()
         assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER), verdict
         assert "tiny:latest cannot be used: Compute error." in verdict.message
+        taken = time.monotonic() - began
+        # Users wait: what that check was certain of is asked for once more, and no more.
+        began = time.monotonic()
         outcome = end_runner(server)
         assert (outcome["result"], pid in runner.pids(server)) == ("ended", False), outcome
+        assert time.monotonic() - began < taken / 2
     assert server.generate("tiny")["done"]
     assert server.check().healthy
+
+
+def test_a_runner_that_has_stopped_failing_since_the_check_is_not_ended(
+    unchecked_twin: Start, decode: Decode
+) -> None:
+    server = unchecked_twin({**TIME_TO_ASK, **decode.env}, volumes=decode.volume)
+    server.generate("tiny")
+    server.check()
+    before = runner.pids(server)
+    with decode.fault("fail"):
+        server.generate("tiny")
+        assert server.check().reason is Reason.STALLED
+    with decode.fault("pass"):
+        assert server.probe("end-runner")[0] == 3  # refused
+        assert server.generate("tiny")["done"]
+    assert runner.pids(server) == before
+
+
+def test_one_check_is_certain_of_a_hung_call_in_vram_only_where_no_gpu_works(
+    unchecked_twin: Start, decode: Decode, nvml: Nvml
+) -> None:
+    """While it works, a GPU may read a prompt of which its process shows nothing."""
+    env = {"OLLAMA_TWIN_ON_GPU": "1", "PROBE_RETRIES": "3", **TIME_TO_ASK, **decode.env}
+    server = unchecked_twin(env, volumes={**decode.volume, **nvml.volume})
+    server.generate("tiny", num_ctx=2048)
+    server.check()
+    with server.endless_request("tiny"):
+        [pid] = runner.pids(server)
+        decode.hit(pid, "hang")
+        nvml.answer("device GPU-1 24576 9000 97")
+        verdict = server.check()
+        assert (verdict.healthy, verdict.readings.get("doubt")) == (True, None), verdict
+        nvml.answer(HEALTHY)
+        verdict = server.check()
+        assert (verdict.reason, verdict.remedy) == (Reason.STALLED, Remedy.RUNNER), verdict
+        assert end_runner(server)["result"] == "ended"
+    assert "response" in server.generate("tiny", num_ctx=2048)
 
 
 @pytest.mark.more

@@ -19,6 +19,7 @@ from probe.healing import (
     WINDOW_SECONDS,
     culprit,
     has_rested,
+    is_certain,
     is_due,
     is_spent,
     with_end,
@@ -269,29 +270,51 @@ SINCE = replace(RUNNER, queued_seconds=9.0)
 
 
 @pytest.mark.parametrize(
-    ("runner", "later", "rested"),
+    ("runner", "rested"),
     [
-        (SINCE, 5, True),
-        (SINCE, RECENT_SECONDS + 1, False),
-        (replace(SINCE, pid=OTHER_RUNNER.pid), 5, False),
-        (replace(SINCE, cpu_seconds=50.5), 5, False),
-        (replace(SINCE, queued_seconds=9.5), 5, False),
+        (SINCE, True),
+        (replace(SINCE, pid=OTHER_RUNNER.pid), False),
+        (replace(SINCE, cpu_seconds=50.5), False),
+        (replace(SINCE, queued_seconds=9.5), False),
         # a thread that ended has taken along what it had waited
-        (replace(SINCE, cpu_seconds=55.0, queued_seconds=0.0), 5, False),
-        (replace(SINCE, read_bytes=1 << 30), 5, False),
-        (replace(SINCE, blocked=True), 5, False),
-        (replace(SINCE, runnable=True), 5, False),
+        (replace(SINCE, cpu_seconds=55.0, queued_seconds=0.0), False),
+        (replace(SINCE, read_bytes=1 << 30), False),
+        (replace(SINCE, blocked=True), False),
+        (replace(SINCE, runnable=True), False),
     ],
 )
 def test_a_runner_that_has_done_anything_since_is_looked_at_again(
-    runner: Runner, later: float, rested: bool
+    runner: Runner, rested: bool
 ) -> None:
     memory = with_suspect(Memory(), SINCE, NOW, certain=True)
-    assert has_rested(runner, memory, NOW + later) is rested
+    assert has_rested(runner, memory, NOW + 5, answers=False) is rested
 
 
-def test_one_of_which_no_check_was_certain_is_looked_at_again() -> None:
-    assert not has_rested(RUNNER, counted(RUNNER, RUNNER, RUNNER), 5)
+@pytest.mark.parametrize(
+    ("runner", "rested"),
+    [
+        (SINCE, True),
+        (replace(SINCE, runnable=True), True),  # it answers another's question for its health
+        (replace(SINCE, cpu_seconds=SINCE.cpu_seconds + 0.2), True),
+        (replace(SINCE, queued_seconds=11.0), True),  # as it does on a crowded machine
+        (replace(SINCE, cpu_seconds=SINCE.cpu_seconds + 0.6), False),
+        (replace(SINCE, queued_seconds=15.0), False),  # it starves, and may have work to do
+        (replace(SINCE, read_bytes=1 << 30), False),
+        (replace(SINCE, blocked=True), False),
+    ],
+)
+def test_one_that_answers_for_its_health_may_have_done_that_and_no_more(
+    runner: Runner, rested: bool
+) -> None:
+    memory = with_suspect(Memory(), SINCE, NOW, certain=True)
+    assert has_rested(runner, memory, NOW + 10, answers=True) is rested
+
+
+def test_one_of_which_no_check_was_certain_lately_is_looked_at_again() -> None:
+    memory = with_suspect(Memory(), RUNNER, NOW, certain=True)
+    assert is_certain(memory, NOW + RECENT_SECONDS)
+    assert not is_certain(memory, NOW + RECENT_SECONDS + 1)
+    assert not is_certain(counted(RUNNER, RUNNER, RUNNER), NOW)
 
 
 # --- ending ---------------------------------------------------------------------------------
