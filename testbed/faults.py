@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from probe.processes import thread_states
 from testbed.deadlines import Deadline
 
-_SEIZE, _LISTEN, _CONT = 0x4206, 0x4208, 7
+_SEIZE, _LISTEN, _MESSAGE, _CONT = 0x4206, 0x4208, 0x4201, 7
 _TRACE_EXIT = 0x40
 _EVENT_EXIT, _EVENT_STOP = 6, 128
 _ALL_CHILDREN = 0x40000000  # __WALL
@@ -63,19 +63,29 @@ def _ptrace(request: int, thread: int, data: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+def _is_killed(thread: int) -> bool:
+    """Whether a thread that exits was killed; others end by themselves, as after each token."""
+    code = ctypes.c_ulong()
+    _ptrace(_MESSAGE, thread, ctypes.addressof(code))
+    return code.value & 0x7F == signal.SIGKILL
+
+
 def _hold(pid: int) -> None:
-    threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    _ptrace(_SEIZE, max(threads), _TRACE_EXIT)  # not the first one, which stands for the process
+    for name in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):  # it has ended since
+            if int(name) != pid:  # the first one stands for the process
+                _ptrace(_SEIZE, int(name), _TRACE_EXIT)
     print("begun", flush=True)
+    held = False
     while True:
         thread, status = os.waitpid(-1, _ALL_CHILDREN)
         if not os.WIFSTOPPED(status):
-            return
+            continue
         event, number = status >> 16, os.WSTOPSIG(status)
-        if event == _EVENT_EXIT:
-            continue  # here it stays
         with suppress(ProcessLookupError):
-            if event == _EVENT_STOP and number in _STOPS:
+            if event == _EVENT_EXIT and not held and _is_killed(thread):
+                held = True  # here it stays
+            elif event == _EVENT_STOP and number in _STOPS:
                 _ptrace(_LISTEN, thread, 0)
             else:
                 _ptrace(_CONT, thread, 0 if event else number)
