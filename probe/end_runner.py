@@ -159,22 +159,28 @@ def _found(
     known = [one for one in past.models.values() if one.runner == past.suspect]
     if runner is None or len(known) != 1:
         return None
+    [before] = known
+    hung = before.silent_since is not None or before.held_since is not None
+    if hung and before.vram_bytes and not _gpus_rest():
+        return None
     server = Server(settings.host)
     health = server.runner_health(runner, SHORT_SECONDS)
     slots = health.slots if health else None
-    # It says nothing, or is in the middle of the same request.
-    marks = marks_of(slots)
-    stands = bool(marks) and marks <= set(known[0].tokens or ())
+    # It says nothing, or is in the middle of the same requests.
+    served = {mark for mark in before.tokens or () if mark[2] >= 0}
+    stands = bool(served) and marks_of(slots) == served
     silent = health is not None and health.state == "silent"
-    fails = slots is not None and _fails(server, runner, free_slot(slots, known[0]))
     later = runners.again(runner)
-    if later is None or not (silent or stands or fails):
+    if later is None:
         return None
-    if not fails and not has_rested(later, past, time.monotonic(), answers=stands):
+    if hung:
+        rests = has_rested(later, past, time.monotonic(), answers=stands)
+        still = rests and (silent or stands)
+    else:
+        still = slots is not None and _fails(server, runner, free_slot(slots, before))
+    if not still:
         return None
-    if not fails and known[0].vram_bytes and not _gpus_rest():
-        return None
-    name = known[0].name
+    name = before.name
     readings: dict[str, Reading] = {"model": name, "runner_pid": runner.pid}
     verdict = Verdict(False, Reason(last.reason), last.message, readings, Remedy.RUNNER)
     observation = Observation(models=(Model(LoadedModel(name), later),))
@@ -184,7 +190,7 @@ def _found(
 def _gpus_rest() -> bool:
     from probe.nvml import BackgroundRead
 
-    return BackgroundRead(os.environ).result(SHORT_SECONDS).works is False
+    return BackgroundRead(os.environ).result(SHORT_SECONDS).rest
 
 
 def _fails(server: Server, runner: Runner, slot: int | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 MADE_UP_UUID = "index-"
@@ -106,6 +106,8 @@ class GpuReading:
             outside the host's PID namespace, where NVML's process ids mean other processes, and
             where a device does not give them. Known on unified memory too.
         tegra: this machine is a Jetson, or has another Tegra.
+        rest: every GPU that Ollama may use was read, and none works. Never said of a Jetson or in
+            WSL, where NVML may say 0 % of one that works.
     """
 
     devices: tuple[GpuDevice, ...] = ()
@@ -116,29 +118,12 @@ class GpuReading:
     driver: str | None = None
     held: Mapping[int, int] | None = None
     tegra: bool = False
+    rest: bool = False
 
     @property
     def inconclusive(self) -> bool:
         """Whether it says nothing about the GPU: on a Jetson, NVML may be missing or incomplete."""
         return self.tegra and not self.devices and self.fault in _INCONCLUSIVE_ON_TEGRA
-
-    @property
-    def works(self) -> bool | None:
-        """Whether a GPU that Ollama may use works; None where one does not say, or is not seen."""
-        use = [device.utilization_percent for device in self.devices]
-        if any(percent is not None and percent >= WORK_PERCENT for percent in use):
-            return True
-        return None if self.partial or not use or None in use else False
-
-    def with_use(self, later: GpuReading) -> GpuReading:
-        """This reading, with the higher use of two: a GPU that a later one does not give says none.
-
-        Args:
-            later: another reading of the same devices.
-        """
-        again = {device.uuid: device.utilization_percent for device in later.devices}
-        devices = (_busier(one, again.get(one.uuid)) for one in self.devices)
-        return replace(self, devices=tuple(devices))
 
     @property
     def memory_total_bytes(self) -> int | None:
@@ -167,12 +152,6 @@ class GpuReading:
         """Of all GPUs together; None when one does not say."""
         total, used = self.memory_total_bytes, self.memory_used_bytes
         return None if total is None or used is None else max(total - used, 0)
-
-
-def _busier(device: GpuDevice, percent: int | None) -> GpuDevice:
-    before = device.utilization_percent
-    known = None if before is None or percent is None else max(before, percent)
-    return replace(device, utilization_percent=known)
 
 
 def _sum(values: Iterator[int | None]) -> int | None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from probe.gpu_reading import MADE_UP_UUID, GpuDevice, GpuFault, GpuReading
+from probe.gpu_reading import MADE_UP_UUID, WORK_PERCENT, GpuDevice, GpuFault, GpuReading
 from probe.processes import all_visible
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -22,7 +22,8 @@ _LIBRARY_DIRS = (
     "/usr/lib",
     "/usr/lib/wsl/lib",
 )
-_DEVICE_NODES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg")
+_WSL_NODE = "/dev/dxg"
+_DEVICE_NODES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", _WSL_NODE)
 _TEGRA_FILES = (
     "/dev/nvhost-*",
     "/dev/nvmap",
@@ -139,20 +140,21 @@ def visible(devices: tuple[GpuDevice, ...], env: Mapping[str, str]) -> tuple[Gpu
 class BackgroundRead:
     """One `read` in a thread of its own, because an NVML call can hang on a broken driver.
 
-    While one read hangs, no other is started: it would hang too, and threads would pile up.
+    While one read hangs, no other is started: it would hang too, and threads would pile up. What it
+    gives at last is the reading of both.
     """
 
-    _hanging: threading.Thread | None = None
+    _hanging: BackgroundRead | None = None
 
     def __init__(self, env: Mapping[str, str], *, details: bool = False) -> None:
         self._reading: GpuReading | None = None
         self._error: Exception | None = None
+        run = (env, details)
+        self._thread: threading.Thread = threading.Thread(target=self._run, args=run, daemon=True)
         before = BackgroundRead._hanging
-        if before is not None and before.is_alive():
-            self._thread = before
-            return
-        self._thread = threading.Thread(target=self._run, args=(env, details), daemon=True)
-        self._thread.start()
+        self._one = before if before is not None and before._thread.is_alive() else self
+        if self._one is self:
+            self._thread.start()
 
     def result(self, timeout: float) -> GpuReading:
         """Return the reading, or one with `GpuFault.HANGS` after `timeout` seconds.
@@ -160,12 +162,13 @@ class BackgroundRead:
         Raises:
             Exception: what the thread raised: a bug of the probe, which no restart would help.
         """
-        self._thread.join(max(timeout, 0))
-        BackgroundRead._hanging = self._thread if self._thread.is_alive() else None
-        if self._error is not None:
-            raise self._error
+        one = self._one
+        one._thread.join(max(timeout, 0))
+        BackgroundRead._hanging = one if one._thread.is_alive() else None
+        if one._error is not None:
+            raise one._error
         hangs = GpuReading(fault=GpuFault.HANGS, error="NVML hangs: it did not answer in time")
-        return self._reading or hangs
+        return one._reading or hangs
 
     def _run(self, env: Mapping[str, str], details: bool) -> None:
         try:
@@ -217,10 +220,13 @@ def read(env: Mapping[str, str], *, details: bool = False, root: str = "") -> Gp
                     denied = error  # it belongs to another container
             if denied is not None and not devices:
                 raise denied
+            partial = has_other_gpus(env, root)
+            unknown = partial or tegra or os.path.exists(root + _WSL_NODE)
             return GpuReading(
                 visible(tuple(devices), env),
                 hidden=hidden_by(env),
-                partial=has_other_gpus(env, root),
+                partial=partial,
+                rest=not unknown and _all_rest(devices),
                 driver=given(pynvml, pynvml.nvmlSystemGetDriverVersion),
                 held=held,
                 tegra=tegra,
@@ -230,6 +236,12 @@ def read(env: Mapping[str, str], *, details: bool = False, root: str = "") -> Gp
     except pynvml.NVMLError as error:
         fault = faults.get(error.value, GpuFault.OTHER)
         return GpuReading(fault=fault, error=f"{where}: {error}", tegra=tegra)
+
+
+def _all_rest(devices: list[GpuDevice]) -> bool:
+    """Whether no device works, those that are hidden from CUDA included: Vulkan may use them."""
+    use = [device.utilization_percent for device in devices]
+    return bool(use) and all(percent is not None and percent < WORK_PERCENT for percent in use)
 
 
 def processes() -> frozenset[int] | None:

@@ -66,9 +66,9 @@ def observe(
     check = _Check(settings, memory, budget, began, call, ask=ask, version=version)
     observation, last = check.run(), end + RESERVE_SECONDS / 2
     reading = call.result(last - time.monotonic()) if call else None
-    if reading and reading.works is False and _may_wait_for_a_gpu(observation):
+    if reading and reading.rest and _may_wait_for_a_gpu(observation):
         later = nvml.BackgroundRead(env).result(last - time.monotonic())
-        reading = reading.with_use(later)
+        reading = replace(reading, rest=later.rest)
     if reading and reading.fault is GpuFault.HANGS and end - began < budget.enough:
         reading = None
         observation = replace(observation, no_time=observation.no_time or "to read the GPU")
@@ -243,9 +243,8 @@ class _Check:
         return set(left)
 
     def _gpus_rest(self) -> bool:
-        """Whether no GPU was in use when the check began; False where that is not known yet."""
-        reading = self._gpus.result(RESERVE_SECONDS) if self._gpus else None
-        return reading is not None and reading.works is False
+        """Whether no GPU worked when the check began; False where that is not known yet."""
+        return self._gpus is not None and self._gpus.result(RESERVE_SECONDS).rest
 
     def _stands(self, model: Model) -> bool:
         """Whether a runner that had nothing to run is in the middle of the same request."""

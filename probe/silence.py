@@ -16,6 +16,7 @@ from probe.activity import (
     slots_of,
     still_serves,
 )
+from probe.gpu_reading import WORK_PERCENT
 from probe.learn import is_unanswered, serves_users
 from probe.memory import Memory, ModelMemory
 from probe.observation import Asked, Dialect, Model, Observation
@@ -336,8 +337,16 @@ def _rests(model: Model, observation: Observation, waited: float, now: float) ->
 
 def _gpus_rest(model: Model, observation: Observation) -> bool:
     """Whether no GPU works, as far as that concerns a model; where it is not known, one may."""
-    works = observation.gpu.works if observation.gpu else None
-    return works is False or (works is None and not model.row.size_vram_bytes)
+    gpu = observation.gpu
+    if any(percent is not None and percent >= WORK_PERCENT for percent in _gpu_use(observation)):
+        return False
+    return not model.row.size_vram_bytes or (gpu is not None and gpu.rest)
+
+
+def _gpu_use(observation: Observation) -> list[int | None]:
+    """In percent, of each GPU; None: not known."""
+    devices = observation.gpu.devices if observation.gpu else ()
+    return [device.utilization_percent for device in devices]
 
 
 def _may_wait_for_its_gpu(model: Model) -> bool:
@@ -359,8 +368,8 @@ def _works(
             return True
         if runnable_seconds < IDLE_SHARE * waited and not _may_wait_for_its_gpu(model):
             return False
-    works = observation.gpu.works if observation.gpu else None
-    if runnable_seconds is not None and works is None:
+    use = _gpu_use(observation)
+    if runnable_seconds is not None and (not use or None in use):
         # A little work on a CPU keeps a GPU busy, and how busy that is nobody says.
         return model.row.size_vram_bytes > 0
-    return bool(works)
+    return any((percent or 0) >= WORK_PERCENT for percent in use)

@@ -86,7 +86,7 @@ def device(used: float = 9, utilization: int | None = 0, uuid: str = "GPU-1") ->
     return GpuDevice(uuid, "card", 24 * GIB, int(used * GIB), utilization)
 
 
-GPU = GpuReading((device(),))
+GPU = GpuReading((device(),), rest=True)
 BUSY_GPU = GpuReading((device(utilization=97),))
 EMPTY = GpuReading((device(used=0),))
 FULL_GPU = GpuReading((device(used=22),))

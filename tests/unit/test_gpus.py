@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from probe.gpu_reading import WORK_PERCENT, GpuDevice, GpuFault, GpuReading
+from probe.gpu_reading import GpuDevice, GpuFault, GpuReading
 from probe.judge import gpu_wanted, judge
 from probe.memory import Memory
 from probe.observation import Observation
@@ -272,40 +272,3 @@ def test_a_gpu_counts_as_used_once_a_model_was_seen_there(
 ) -> None:
     _, memory = judge(observation, FIRST, ANY, NOW)
     assert memory.used_gpus == used
-
-
-IDLE, WORKS, NOT_GIVEN = (device(utilization=percent) for percent in (0, 97, None))
-
-
-@pytest.mark.parametrize(
-    ("reading", "works"),
-    [
-        (GpuReading((IDLE, IDLE)), False),
-        (GpuReading((device(utilization=WORK_PERCENT - 1),)), False),
-        (GpuReading((IDLE, WORKS)), True),
-        (GpuReading((NOT_GIVEN, WORKS)), True),
-        (GpuReading((IDLE, NOT_GIVEN)), None),
-        (GpuReading((IDLE,), partial=True), None),
-        (GpuReading((WORKS,), partial=True), True),
-        (GpuReading(), None),
-    ],
-)
-def test_no_gpu_works_only_where_all_are_seen_and_say_so(
-    reading: GpuReading, works: bool | None
-) -> None:
-    assert reading.works is works
-
-
-@pytest.mark.parametrize(
-    ("later", "works"),
-    [
-        (GpuReading((IDLE,)), False),
-        (GpuReading((WORKS,)), True),
-        (GpuReading((NOT_GIVEN,)), None),
-        (GpuReading((device(uuid="GPU-2"),)), None),
-        (broken(GpuFault.HANGS), None),
-    ],
-)
-def test_a_gpu_rests_that_does_so_at_both_readings(later: GpuReading, works: bool | None) -> None:
-    assert GpuReading((IDLE,)).with_use(later).works is works
-    assert GpuReading((WORKS,)).with_use(GpuReading((IDLE,))).works

@@ -98,6 +98,10 @@ def reading(nvml: Nvml, details: bool = False, root: str = "", **env: str) -> Gp
     return result
 
 
+RENDER_NODE = "/dev/dri/renderD128"
+VENDOR = "/sys/class/drm/renderD128/device/vendor"
+
+
 class Machine:
     """The files of a machine or container that the probe inspects."""
 
@@ -276,6 +280,50 @@ def test_a_container_without_the_library_reports_it_missing(tmp_path: Path) -> N
     assert found.fault is GpuFault.LIBRARY_MISSING
 
 
+@pytest.mark.parametrize(
+    ("answers", "files", "rest"),
+    [
+        (["device GPU-1 24576 9000 0"], [], True),
+        (["device GPU-1 24576 9000 4", "broken 4"], [], True),  # that one is not given to us
+        (["device GPU-1 24576 9000 5"], [], False),
+        (["device GPU-1 80000 0 0", "slice MIG-1 10000 500"], [], False),
+        (["device GPU-1 24576 9000 0"], [RENDER_NODE], False),
+        (["device GPU-1 24576 9000 0"], ["/dev/nvmap"], False),
+        (["device GPU-1 24576 9000 0"], ["/dev/dxg"], False),
+        ([], [], False),
+        (["error 999"], [], False),
+    ],
+)
+def test_gpus_rest_where_all_that_ollama_may_use_are_seen_and_none_works(
+    nvml: Nvml, machine: Machine, answers: list[str], files: list[str], rest: bool
+) -> None:
+    nvml.answer(*answers)
+    assert reading(nvml, root=machine.add(*files).root).rest is rest
+
+
+def test_a_gpu_that_is_hidden_from_cuda_may_work_through_vulkan(nvml: Nvml) -> None:
+    nvml.answer("device GPU-1 24576 9000 0", "device GPU-2 24576 9000 97")
+    found = reading(nvml, CUDA_VISIBLE_DEVICES="0")
+    assert ([d.uuid for d in found.devices], found.rest) == (["GPU-1"], False)
+
+
+def test_a_read_that_was_late_is_the_next_ones_reading(nvml: Nvml) -> None:
+    """Whoever had less time for it has not lost it for the other."""
+    nvml.answer("hang 2", "device GPU-1 24576 9000 0")
+    script = (
+        "import os\nfrom probe.nvml import BackgroundRead\n"
+        "print(BackgroundRead(os.environ).result(0).fault)\n"
+        "print(BackgroundRead(os.environ).result(60).devices[0].uuid)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "LD_LIBRARY_PATH": str(nvml.directory)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["hangs", "GPU-1"], done.stderr
+
+
 def test_while_a_read_hangs_no_other_is_started(nvml: Nvml) -> None:
     nvml.answer("hang 60")
     script = (
@@ -339,10 +387,6 @@ def test_on_a_jetson_a_missing_library_says_nothing_about_the_gpu(
 ) -> None:
     found = reading(Nvml(tmp_path), root=machine.add("/dev/nvmap").root, LD_LIBRARY_PATH="/nowhere")
     assert (found.fault, found.inconclusive) == (GpuFault.LIBRARY_MISSING, True)
-
-
-RENDER_NODE = "/dev/dri/renderD128"
-VENDOR = "/sys/class/drm/renderD128/device/vendor"
 
 
 @pytest.mark.parametrize(

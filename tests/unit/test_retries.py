@@ -131,7 +131,7 @@ def test_one_slow_check_beside_what_an_operator_has_to_mend_restarts_nothing() -
     assert Remedy.RESTART not in {verdict.remedy for verdict in verdicts}
 
 
-SOME_GPUS = replace(GPU, partial=True)
+SOME_GPUS = replace(GPU, rest=False)
 BLOCKED, RUNNABLE = replace(RUNNER, blocked=True), replace(RUNNER, runnable=True)
 
 
