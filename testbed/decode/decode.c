@@ -7,8 +7,9 @@
  *   fail    the call returns an error; the process goes on, and the user gets it
  *   pass    all goes well, for one that has failed too
  *
- * Without it all goes well. A process that has met a fault keeps it otherwise, and the thread that met it bears
- * its name. A model still loads: the batch that a load tries out always passes.
+ * Without it all goes well. A process that has met a fault keeps it until it is to pass, and the
+ * thread that met it bears the word's name. A model still loads: the batch that a load tries out
+ * always passes.
  *
  * The runner of Ollama 0.9 has llama_decode within itself, where nothing can stand before it. What it
  * computes with is a library, which calls powf for each batch: there it can hang.
