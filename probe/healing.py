@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from probe.activity import CALM_SECONDS, READ_BYTES, was_at_work
+from probe.activity import CALM_SECONDS, READ_BYTES, seconds_since, was_at_work
 from probe.learn import serves_users
 from probe.loads import is_blocked
 from probe.memory import Memory, ModelMemory
@@ -192,7 +192,7 @@ def has_rested(runner: Runner, memory: Memory, now: float, *, answers: bool) -> 
     if not answers:
         rests = not runner.runnable and max(ran, queued) <= CALM_SECONDS
     else:
-        rests = not was_at_work(ran, queued, now - memory.certain_at)
+        rests = not was_at_work(ran, queued, seconds_since(memory, now))
     return rests and read <= READ_BYTES
 
 

@@ -306,7 +306,8 @@ def test_a_runner_that_has_done_anything_since_is_looked_at_again(
 def test_one_that_answers_for_its_health_may_have_done_that_and_no_more(
     runner: Runner, rested: bool
 ) -> None:
-    memory = with_suspect(Memory(), SINCE, NOW, certain=True)
+    # Counted since the check began, which took a while to be certain.
+    memory = with_suspect(Memory(checked_at=NOW), SINCE, NOW + 9.7, certain=True)
     assert has_rested(runner, memory, NOW + 10, answers=True) is rested
 
 
