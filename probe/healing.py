@@ -184,7 +184,7 @@ def has_rested(runner: Runner, memory: Memory, now: float, *, answers: bool) -> 
         answers: for its health, which takes a moment each time; otherwise it must have done nothing
             at all.
     """
-    if runner.identity != memory.suspect or runner.blocked or memory.certain_at is None:
+    if runner.identity != memory.suspect or runner.blocked:
         return False
     counts = memory.certain_counts
     since = [after - before for before, after in zip(counts, _counts(runner), strict=True)]

@@ -220,11 +220,11 @@ class _Check:
         has some at once, and is looked at no longer."""
         if not self._ask or not self._settings.is_local:
             return set()
-        serving = [model for model in models if model.runner and is_processing(model)]
-        rest = any(model.row.size_vram_bytes for model in serving) and self._gpus_rest()
+        in_vram = any(model.row.size_vram_bytes and is_processing(model) for model in models)
+        rest = in_vram and self._gpus_rest()
         left = {
             model.runner.identity: model.runner
-            for model in serving
+            for model in models
             if model.runner and may_stand(model, self._memory, self._began, gpus_rest=rest)
         }
         if self._budget.remaining - _STANDS_SECONDS < self._budget.enough:

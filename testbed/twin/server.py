@@ -178,6 +178,7 @@ def _ps(scheduler: Scheduler, *_: Any) -> _Body:
 
 
 def _row(runner: Runner, expires: float) -> _Body:
+    """A loaded model; all of it in VRAM where OLLAMA_TWIN_ON_GPU says so."""
     return {
         "name": runner.model.name,
         "model": runner.model.name,
