@@ -7,6 +7,7 @@ from copy import deepcopy
 import hypothesis
 from hypothesis import given
 
+from probe.crashes import crashed
 from probe.judge import judge
 from probe.memory import Memory
 from probe.observation import Model, Observation
@@ -71,8 +72,9 @@ def test_where_the_server_could_be_asked_and_was_not_no_model_is_stalled(
     loads = [model for model in observation.models if model.state == "loading"]
     loads_known = observation.loading or observation.load or observation.missing or memory.load
     if askable and not asked and not loads and not loads_known and not observation.no_time:
-        verdict, _ = judge(observation, memory, knobs, NOW)
-        assert verdict.reason is not Reason.STALLED
+        verdict, present = judge(observation, memory, knobs, NOW)
+        exited = any(crashed(present))  # at requests of users, which were seen to fail
+        assert verdict.reason is not Reason.STALLED or exited
 
 
 @with_time
