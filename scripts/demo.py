@@ -192,7 +192,7 @@ def _unload(url: str, model: str) -> None:
 
 def _says_it_is_fine(url: str) -> str:
     answers = [
-        f"{p} {httpx.get(url + p, timeout=5).status_code}" for p in ("/api/version", "/api/ps")
+        f"{p} {httpx.get(url + p, timeout=5).status_code}" for p in ("/api/version", "/api/tags")
     ]
     return ", ".join(answers)
 

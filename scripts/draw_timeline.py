@@ -18,7 +18,7 @@ COLOURS = {
     "SERVED": "#1a7f37",
 }
 WORDS = {
-    "FAULT": ("the model’s process is frozen", "/api/version and /api/ps still return 200"),
+    "FAULT": ("the model’s process is frozen", "/api/version and /api/tags still return 200"),
     "CHECK": ("the probe: stalled", "one check is certain"),
     "UNHEALTHY": ("Docker: unhealthy", "sent as an event"),
     "HEAL": ("autoheal: ends the stuck process", "triggered by the event, not by polling"),
