@@ -79,7 +79,11 @@ def fault(
     if gpu is None or gpu.inconclusive:
         return None
     if gpu.fault is GpuFault.DENIED:
-        return unhealthy(Reason.MISCONFIGURED, f"{gpu.error}: this user may not use the GPU")
+        return unhealthy(
+            Reason.MISCONFIGURED,
+            f"{gpu.error}: this user may not use the GPU; run Ollama as root, or let its user read "
+            "and write /dev/nvidia*",
+        )
     if gpu.fault is GpuFault.LIBRARY_MISSING and not past.gpus:
         return unhealthy(
             Reason.MISCONFIGURED,
@@ -112,7 +116,11 @@ def fault(
             gpus=len(gpu.devices),
         )
     if _none_of(gpu, settings):
-        return unhealthy(Reason.GPU_LOST, "a GPU is required and NVML sees none", gpus=0)
+        words = (
+            "PROBE_GPU=required, but NVML sees no GPU: give the container one (--gpus all), and "
+            "see `nvidia-smi` on the host"
+        )
+        return unhealthy(Reason.GPU_LOST, words, gpus=0)
     return None
 
 

@@ -183,7 +183,10 @@ def _as_before(observation: Observation, past: Memory, settings: Settings, now: 
     unknown_for = now - (past.no_time_since or now)
     if unknown_for > (settings.busy_timeout or BUSY_SECONDS) or not (last or observation.answered):
         since = f"for {unknown_for:.0f} s" if last else "since this container was started"
-        advice = f"give this container more CPU time, or raise PROBE_TIMEOUT={settings.timeout:g}"
+        advice = (
+            "give this container more CPU time, or raise PROBE_TIMEOUT "
+            f"(now {settings.timeout:g} s; keep it below the timeout of the HEALTHCHECK)"
+        )
         return unhealthy(
             Reason.MISCONFIGURED, f"{words}, and no check has had any {since}: {advice}"
         )

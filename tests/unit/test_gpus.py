@@ -41,7 +41,7 @@ RESTARTED = Memory(gpus=("GPU-1",), used_gpus=("GPU-1",))
     [
         (NONE_LEFT, HAD_GPU, ANY, "no longer sees GPU-1"),
         (NONE_LEFT, RESTARTED, ANY, "no longer sees GPU-1"),
-        (NONE_LEFT, FIRST, GPU_REQUIRED, "required and NVML sees none"),
+        (NONE_LEFT, FIRST, GPU_REQUIRED, "NVML sees no GPU: give the container one"),
         (
             GpuReading((device(uuid="MIG-1"),)),
             *(replace(HAD_GPU, gpus=("MIG-1", "MIG-2")), ANY, "no longer sees MIG-2"),
