@@ -67,7 +67,8 @@ def with_unending(
     noted = replace(verdict, readings={**verdict.readings, "unending": one.identity})
     # Without a memory nobody knows for how long.
     due, needs_time = seconds >= UNENDING_SECONDS or not past.kept, verdict.remedy is Remedy.NONE
-    hung = verdict.healthy and model.silent_since is not None
+    # One that runs, or waits for a CPU, was silent for want of one, for all that is known.
+    hung = verdict.healthy and model.silent_since is not None and one.state != "R"
     if verdict.remedy is Remedy.OPERATOR:
         return noted
     if needs_time and (not one.runner or not past.kept or not (due or hung)):

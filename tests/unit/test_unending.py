@@ -173,6 +173,12 @@ def test_a_model_that_hung_before_it_was_killed_does_not_look_healthy_in_between
         assert "has not ended yet" in verdict.message
 
 
+def test_a_killed_runner_that_waits_for_a_cpu_to_end_on_has_time_to() -> None:
+    starved = replace(GONE, unending=(replace(LEFT, state="R"),))
+    verdicts = told(starved, after=24, memory=past(silent_since=NOW - 15))
+    assert [verdict.healthy for verdict in verdicts] == [True, True, True, False]
+
+
 def test_once_it_has_ended_all_is_well() -> None:
     _, memory = judge(GONE, PROVEN, ANY, NOW)
     verdict, memory = judge(replace(GONE, unending=()), memory, ANY, NOW + 60)
