@@ -260,8 +260,8 @@ EMPTY = "device GPU-1 24576 0 0"
 OTHERS = "device GPU-1 24576 24574 0"
 GPU: dict[str, Any] = {"vram_share": 1.0}
 REQUIRED_GPU: dict[str, Any] = {**GPU, "env": {"PROBE_GPU": "required"}}
-"""As in all our examples with a GPU. With `auto` it is unknown from 0.11.5 to 0.29, which do not show
-whether a user has asked for the CPU."""
+"""As in all our examples with a GPU. With `auto` it is unknown from 0.11.5 to 0.29, which do not
+show whether a user has asked for the CPU."""
 BOTH = ("tiny", "mid")
 
 STATES = [
