@@ -219,7 +219,7 @@ def paused(server: Generation) -> Iterator[None]:
 
     def pause() -> None:
         while not over.wait(random.uniform(5, 20)):
-            container.pause()
+            Ollama(container).pause()
             over.wait(random.uniform(1, 20))
             container.unpause()
 

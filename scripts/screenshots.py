@@ -18,6 +18,7 @@ from scripts.say import ROOT
 from testbed.autoheal import Autoheal
 from testbed.browser import chromium
 from testbed.containers import OLLAMA, SECOND
+from testbed.faults import freeze
 from testbed.models import volume_of_models
 from testbed.network import free_port
 from testbed.nvml import Nvml
@@ -116,7 +117,7 @@ def look(web: str, server: Ollama, nvml: Nvml) -> None:
                 server.generate("big", num_ctx=512)
             if moment == 8:
                 server.wait_health("healthy", "ready")
-                server.freeze("runner")
+                freeze(server.pids("ollama runner")[0])
             time.sleep(10)
         for name, width, height, scheme in PICTURES:
             context = browser.new_context(
