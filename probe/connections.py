@@ -1,7 +1,5 @@
 """TCP connections, as the kernel shows them: of this network namespace, and of a process."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct
@@ -16,8 +14,9 @@ _ESTABLISHED, _LISTEN = "01", "0A"
 _NOTHING = "00000000"
 
 # Linux's sock_diag(7): what to ask, and where in the answer what is read here stands.
-_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, _DONE, _ERROR = 4, 20, 0x301, 3, 2
-_TCP, _INFO, _STATE_ESTABLISHED = 6, 2, 1
+# Its older request tells of both address families at once, in one walk through all sockets.
+_SOCK_DIAG, _TCPDIAG_GETSOCK, _REQUEST_DUMP, _DONE, _ERROR = 4, 18, 0x301, 3, 2
+_INFO, _STATE_ESTABLISHED = 2, 1
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _MESSAGE_BYTES = 72
 _AGES, _BYTES = struct.Struct("=I4xI"), struct.Struct("=QQ")
@@ -104,7 +103,7 @@ def waits(port: int) -> tuple[float, ...]:
     """
     found = []
     with suppress(OSError, struct.error):
-        for info in (info for family in _FAMILIES for info in _tcp_infos(family, port)):
+        for info in _tcp_infos(port):
             since_sent, since_received = _AGES.unpack_from(info, _AGES_AT)
             acknowledged_bytes, received_bytes = _BYTES.unpack_from(info, _BYTES_AT)
             if received_bytes and (not acknowledged_bytes or since_received < since_sent):
@@ -112,17 +111,15 @@ def waits(port: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
-
-
-def _tcp_infos(family: int, port: int) -> Iterator[bytes]:
+def _tcp_infos(port: int) -> Iterator[bytes]:
     """The kernel's `tcp_info` of every connection that has this port here."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
         kernel.settimeout(_DIAG_SECONDS)
-        wanted = struct.pack("=BBBxI", family, _TCP, 1 << (_INFO - 1), 1 << _STATE_ESTABLISHED)
-        request = wanted + struct.pack("!H", port) + bytes(46)
+        request = struct.pack("=BxxB", socket.AF_INET, 1 << (_INFO - 1))
+        request += struct.pack("!H", port) + bytes(46)
+        request += struct.pack("=II", 1 << _STATE_ESTABLISHED, 0)
         size = _HEADER.size + len(request)
-        kernel.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + request)
+        kernel.send(_HEADER.pack(size, _TCPDIAG_GETSOCK, _REQUEST_DUMP, 0, 0) + request)
         while True:
             for kind, message in _messages(kernel.recv(1 << 16)):
                 if kind == _DONE:
