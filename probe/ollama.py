@@ -261,8 +261,7 @@ def _client(url: str, last_words: bytes) -> httpx.Client:
 
 def _loaded_model(row: dict[str, Any], offset: float) -> LoadedModel:
     text = row["expires_at"]
-    # Go writes nanoseconds; Python reads at most microseconds.
-    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+    moment = datetime.fromisoformat(text)
     context = row.get("context_length")
     return LoadedModel(
         name=row["name"],

@@ -11,6 +11,7 @@ HOST_PID_NAMESPACE = "pid:[4026531836]"
 """The kernel's first PID namespace always has this number (PROC_PID_INIT_INO)."""
 
 # /docker/ID, /system.slice/docker-ID.scope, /kubepods/.../cri-containerd-ID.scope, /default/ID
+_INSIDE = re.compile(r"^NSpid:.*?(\d+)$", re.MULTILINE)
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
 
 
@@ -38,7 +39,7 @@ def name_of(pid: int, proc: str = "/proc") -> str | None:
 
 def pid_inside(pid: int, proc: str = "/proc") -> int | None:
     """The number that a process has in its own PID namespace; None when there is none."""
-    found = re.search(r"^NSpid:.*?(\d+)$", read(f"{proc}/{pid}/status"), re.MULTILINE)
+    found = _INSIDE.search(read(f"{proc}/{pid}/status"))
     return int(found[1]) if found else None
 
 

@@ -19,6 +19,7 @@ from probe.connections import listening
 from probe.observation import CommandLine, Dialect, LoadedModel, Runner, Unending
 from probe.processes import all_visible, name_of, open_files, read, stat, thread_states
 
+_PENDING = re.compile(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", re.MULTILINE)
 _EXITING = 0x4  # the kernel's PF_EXITING
 _PROGRAMS = ("ollama", "llama-server")
 _MAX_ANCESTORS = 64
@@ -246,7 +247,7 @@ def _is_ending(process: str, fields: list[str]) -> bool:
         return True
     if fields[0] not in ("D", "R"):
         return False
-    waiting = re.findall(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", read(f"{process}/status"), re.MULTILINE)
+    waiting = _PENDING.findall(read(f"{process}/status"))
     return any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for signals in waiting)
 
 
