@@ -1,7 +1,5 @@
 """What a check reads of GPUs, as plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum

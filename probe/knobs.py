@@ -4,8 +4,6 @@ A knob is read from its flag, else from its environment variable, else it has it
 default. A bad value is one `SettingError`: what, where, and what is allowed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What one check leaves for the next, as plain data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

@@ -12,8 +12,8 @@ import functools
 import json
 import os
 import stat
-from dataclasses import asdict, fields, replace
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import fields, replace
+from typing import Any, get_args, get_origin
 from zlib import crc32
 
 from probe.memory import Crashes, Episode, FailedLoad, Load, Memory, ModelMemory, SentLoad, Served
@@ -114,7 +114,7 @@ class MemoryFile:
         """Leave it for the next check; returns whether that can read it."""
         if self._descriptor is None:
             return False
-        content = json.dumps({"about": _about(), **asdict(memory)}).encode()
+        content = json.dumps({"about": _about(), **vars(memory)}, default=vars).encode()
         try:
             # In place, for a full disk has room for that. What is cut short by a crash is no
             # JSON, and so empty.
@@ -156,6 +156,7 @@ class MemoryFile:
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
+@functools.cache
 def _about() -> list[str]:
     """What a memory belongs to: this life of the container, and these fields."""
     return [_life(), *(f"{field.name}: {field.type}" for one in _TYPES for field in fields(one))]
@@ -192,9 +193,6 @@ def write_whole(path: str, content: object, *, sync: bool = False) -> None:
         raise
 
 
-_hints = functools.cache(get_type_hints)
-
-
 def _whole(content: bytes) -> Memory:
     """A whole memory of this life of the container; raises one of `_UNREADABLE`."""
     fields = json.loads(content)
@@ -218,8 +216,8 @@ def _read(kind: Any, value: Any) -> Any:
     if inner and type(None) in inner:
         return None if value is None else _read(inner[0], value)
     if kind in _TYPES and isinstance(value, dict):
-        hints = _hints(kind)
-        return kind(**{name: _read(hints[name], one) for name, one in value.items()})
+        types = {field.name: field.type for field in fields(kind)}
+        return kind(**{name: _read(types[name], one) for name, one in value.items()})
     if get_origin(kind) is tuple and isinstance(value, list):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         return tuple(_read(*one) for one in zip(kinds, value, strict=True))

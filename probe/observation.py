@@ -1,11 +1,9 @@
 """What one check observes of a server and its models, as plain data; `gpu_reading.py` has GPUs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from probe.gpu_reading import GpuReading
 
@@ -134,7 +132,7 @@ class Runner:
         """For how long its threads have run, or waited for a CPU to run on."""
         return self.cpu_seconds + self.queued_seconds
 
-    def and_then(self, later: Runner | None) -> Runner:
+    def and_then(self, later: Self | None) -> Self:
         """The same look; blocked, or runnable, if it was at this one or at a later one."""
         if later is None:
             return self

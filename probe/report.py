@@ -4,8 +4,6 @@
 another version, so the line says what would help, and words that are not known here are kept.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ One loop checks; all who ask get what it found last. A crowd of requests is ther
 crowd of generations, and an answer never waits for a check.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import signal

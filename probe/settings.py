@@ -1,10 +1,9 @@
 """Every setting of the probe: how it is named, read and explained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Self
 from urllib.parse import urlsplit
 
 from probe.knobs import Knob, address, number, one_of, read, seconds
@@ -338,9 +337,7 @@ class Settings:
         return name in ("localhost", "::1") or name.startswith("127.")
 
     @classmethod
-    def from_flags_and_env(
-        cls, flags: Mapping[str, str | None], env: Mapping[str, str]
-    ) -> Settings:
+    def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
         """Read `KNOBS`; raises `SettingError`."""
         return cls(**read(KNOBS, flags, env))
 
@@ -360,8 +357,6 @@ class ServeSettings:
     watermark: float = 0.5
 
     @classmethod
-    def from_flags_and_env(
-        cls, flags: Mapping[str, str | None], env: Mapping[str, str]
-    ) -> ServeSettings:
+    def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
         """Read `SERVE_KNOBS`; raises `SettingError`."""
         return cls(**read(SERVE_KNOBS, flags, env))

@@ -277,6 +277,7 @@ def write_byte_code(target: Path, code: CodeType) -> None:
 def byte_code(source: str, target: Path, named: set[str] | None = None) -> CodeType:
     """Without asserts, and with annotations left as text, which saves their evaluation.
 
+    Not so beside a dataclass, which reads them, and would search each text for words of its own.
     Docstrings go too, but not where something reads them: our own commands show theirs as their
     help, and a dataclass that has none works out its signature instead, which is slow. Where
     `named` is given, classes and functions go that nobody names.
@@ -298,7 +299,7 @@ def byte_code(source: str, target: Path, named: set[str] | None = None) -> CodeT
         ast.fix_missing_locations(tree),
         target.name,
         "exec",
-        flags=__future__.annotations.compiler_flag,
+        flags=0 if dataclasses else __future__.annotations.compiler_flag,
         dont_inherit=True,
         optimize=1 if dataclasses or b"click" in content else 2,
     )

@@ -157,7 +157,7 @@ def test_a_file_of_another_version_is_empty(tmp_path: Path, change: str) -> None
     path = Path(save(tmp_path).path)
     content = json.loads(path.read_text())
     if change == "left out":
-        content["about"].remove("proven: bool")
+        content["about"].remove("proven: <class 'bool'>")
     else:
         content["of_a_later_one"] = 1
     path.write_text(json.dumps(content))
