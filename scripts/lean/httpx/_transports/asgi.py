@@ -1,0 +1,7 @@
+"""What httpx exports from here, for a client that calls no application within its process."""
+
+__all__ = ["ASGITransport"]
+
+
+class ASGITransport:
+    pass
