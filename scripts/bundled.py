@@ -5,6 +5,7 @@ its own costs a handful of system calls: here each is a slice of one file. A mod
 imported but never used costs what it does when it starts: those named lazy start when something
 of theirs is first asked for. And some things are compiled at every start, to the same end: the
 texts that dataclasses write of their methods, and regular expressions. Their code is in the file.
+Types that stand as text are compiled when somebody evaluates them, which hardly anybody does.
 """
 
 import _sre  # type: ignore[import-not-found]
@@ -86,6 +87,8 @@ class Archive:
             exec(self.code(module.__name__), module.__dict__)
             if module.__name__ == "dataclasses":
                 module.__dict__["exec"] = self._exec
+            elif module.__name__ == "typing":
+                module.__dict__["compile"] = _as_text
             elif module.__name__ == "re._compiler":
                 self._compile_pattern = module.__dict__["compile"]
                 module.__dict__["compile"] = self._pattern
@@ -107,6 +110,11 @@ class Archive:
             piece = decompress(piece)
         code: CodeType = marshal.loads(piece)
         return code
+
+
+def _as_text(text: str, file: str, mode: str) -> str:
+    """For `typing.ForwardRef`, which can evaluate a text as well as its code."""
+    return text
 
 
 def install(file: str, directory: str) -> None:
