@@ -196,7 +196,7 @@ class Attempts:
         )
         if attempt.action is Action.RUNNER:
             checked = self._last_check(result.container)
-            attempt = replace(attempt, refused=result.refused, checked=checked)
+            attempt = replace(attempt, refused=result.refused, model=result.model, checked=checked)
         self._ledger.end(number, attempt, result.container)
         return replace(none, attempt=attempt, container=result.container)
 

@@ -219,14 +219,14 @@ def _next_step(
     action = policy.rungs[rung]
     if paused_until is not None:
         return Decision(Verb.WAIT, f"{why}; healing is paused", paused_until)
+    if last is not None and not _is_judged(sighting, incident, now):
+        words = "the next health checks show whether it helped"
+        return Decision(Verb.WAIT, f"{why}; {words}", now + LOOK_SECONDS)
     until = not_before(sighting, incident, policy)
     clock_was_set_back = now < (last.at if last is not None else incident.opened)
     if now < until and not clock_was_set_back:
         words = f"the {action.noun} follows in {until - now:.0f} s"
         return Decision(Verb.WAIT, f"{why}; {words}", until)
-    if last is not None and not _is_judged(sighting, last, now):
-        words = "the next health checks show whether it helped"
-        return Decision(Verb.WAIT, f"{why}; {words}", now + LOOK_SECONDS)
     if policy.dry_run:
         return Decision(Verb.TELL, f"{why}; dry run: the {action.noun} would follow")
     return Decision(Verb.ACT, why, action=action, rung=rung)
@@ -237,11 +237,13 @@ def next_rung(sighting: Sighting, incident: Incident, policy: Policy, now: float
 
     A fault that only a new container cures steps over what is milder, if there is anything
     stronger; what cannot be done to this container is stepped over too, and so is the end of a
-    runner that comes back again and again. A refusal has not taken its rung.
+    runner that comes back again and again. A refusal has not taken its rung, nor has the end of
+    another model's runner.
     """
     verdict = parse(sighting.line)
     last = incident.attempts[-1] if incident.attempts else None
-    first = 0 if last is None else last.rung + (not last.refused)
+    again = last is not None and (last.refused or _names_another(sighting, incident))
+    first = 0 if last is None else last.rung + (not again)
     left = [
         (rung, action)
         for rung, action in enumerate(policy.rungs)
@@ -274,12 +276,29 @@ def _names_a_runner(sighting: Sighting) -> bool:
     return verdict is not None and not verdict.healthy and verdict.remedy is Remedy.RUNNER
 
 
-def _is_judged(sighting: Sighting, last: Attempt, now: float) -> bool:
+def _names_another(sighting: Sighting, incident: Incident) -> bool:
+    """Whether the last check names the runner of a model for which nothing was done, where nothing
+    but others' runners were ended: whether that helped them it does not say."""
+    if not _names_a_runner(sighting):
+        return False
+    verdict = parse(sighting.line)
+    named = verdict.readings.get("model") if verdict is not None else None
+    attempts = [one for one in incident.attempts if not one.refused]
+    ended = {one.model for one in attempts if one.action is Action.RUNNER}
+    only_runners = all(one.action is Action.RUNNER and one.error is None for one in attempts)
+    return bool(named and attempts) and only_runners and not ended & {"", named}
+
+
+def _is_judged(sighting: Sighting, incident: Incident, now: float) -> bool:
     """Whether the sighting rests on a check that began after the last attempt.
 
-    Where that ended a runner, and the container went on, its health is of before until then. The
-    engine's clock may not be ours: its times are compared with each other only.
+    Where that ended a runner, and the container went on, its health is of before until then, if it
+    is about the same model. The engine's clock may not be ours: its times are compared with each
+    other only.
     """
+    last = incident.attempts[-1]
+    if _names_another(sighting, incident):
+        return True
     ended = last.at if last.ended is None else last.ended
     if last.action is not Action.RUNNER or not ended <= now < ended + sighting.check_seconds:
         return True
@@ -289,7 +308,7 @@ def _is_judged(sighting: Sighting, last: Attempt, now: float) -> bool:
 
 def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:
     """When the next attempt may begin, in seconds of the wall clock."""
-    if incident.attempts:
+    if incident.attempts and not _names_another(sighting, incident):
         last = incident.attempts[-1]
         began = last.at if last.ended is None else last.ended
         return began + backoff(len(incident.attempts), policy.backoff, incident.subject)

@@ -80,12 +80,14 @@ class Result:
         container: the id that the healed container has now; empty where Swarm made others.
         left_stopped: its `finished_at`, when the failure left it stopped.
         refused: there was nothing to end.
+        model: whose runner was ended; empty where none was, or that is not known.
     """
 
     error: str | None
     container: str
     left_stopped: str | None = None
     refused: bool = False
+    model: str = ""
 
 
 def plan(engine: Engine, sighting: Sighting, action: Action, policy: Policy) -> Plan:
@@ -161,7 +163,7 @@ class Healer:
         healed: list[str] = []
         replaced: dict[str, str] = {}
         error: str | None = None
-        refused = False
+        refused, model = False, ""
         for operation in operations:
             following = bool(operation.facts.get("follows"))
             harmless = operation.step in ("planned", "create") and not following
@@ -171,6 +173,7 @@ class Healer:
                 elif operation.outcome is None and (error is None or following):
                     operation = self._take(operation)
                 refused = refused or bool(operation.facts.get("refused"))
+                model = operation.facts.get("model", model)
                 if operation.outcome in ("failed", "undone"):
                     error = error or "autoheal was ended in the middle of it"
             except HealError as problem:
@@ -191,7 +194,8 @@ class Healer:
         old = containers[0].facts.get("id", "") if containers else ""
         now = replaced.get(old, old)
         stops = error is not None and Action.RUNNER not in kinds
-        return Result(error, now, self._left_stopped(now, began) if stops else None, refused)
+        left_stopped = self._left_stopped(now, began) if stops else None
+        return Result(error, now, left_stopped, refused, model)
 
     # -- one operation
 
@@ -242,14 +246,16 @@ class Healer:
             yield
 
     def _runner(self, operation: Operation) -> Operation:
+        if operation.step in ("ended", "refused"):
+            return operation
         container = operation.facts["id"]
         again = operation.step == "end runner"  # whose answer was lost
         operation = self._ledger.step(operation, "end runner")
         answer = end_runner(self._engine, container, self._engine.look(container).test)
         _log.info("%s: %s", operation.name, answer.words)
-        if not answer.ended and not again:
-            operation = self._ledger.step(operation, "refused", refused=True)
-        return operation
+        if answer.ended:
+            return self._ledger.step(operation, "ended", model=answer.model)
+        return operation if again else self._ledger.step(operation, "refused", refused=True)
 
     def _restart(self, operation: Operation) -> Operation:
         engine, container = self._engine, operation.facts["id"]

@@ -146,7 +146,8 @@ class Attempt:
         ended: when it was over; None while it is under way.
         error: why it failed; None when it did not.
         left_stopped: the container's `finished_at`, when the failure left it stopped.
-        refused: there was no runner that had to be ended. Not kept in the ledger.
+        refused: there was no runner that had to be ended.
+        model: whose runner was ended; empty where none was, or that is not known.
         checked: after a runner was to be ended, when the newest health check had begun, by the
             engine's clock; None where that is not known. Not kept in the ledger.
     """
@@ -158,6 +159,7 @@ class Attempt:
     error: str | None = None
     left_stopped: str | None = None
     refused: bool = False
+    model: str = ""
     checked: float | None = None
 
 

@@ -57,6 +57,9 @@ CREATE INDEX steps_of ON steps (operation);
 PRAGMA user_version = {VERSION};
 """
 
+_ATTEMPT = """attempts.*, (
+    SELECT facts FROM operations WHERE attempt = attempts.id AND kind = 'runner') AS runner"""
+
 _TABLES = ("incidents", "attempts", "operations", "steps", "pauses", "requests", "starts")
 
 _log = logging.getLogger("autoheal")
@@ -416,7 +419,7 @@ class Ledger:
         """The last attempt at each subject."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT subject, attempts.* FROM attempts JOIN incidents "
+                f"SELECT subject, {_ATTEMPT} FROM attempts JOIN incidents "
                 "ON incidents.id = incident ORDER BY attempts.id"
             )
             return {row["subject"]: _attempt(row) for row in rows}
@@ -574,7 +577,7 @@ class Ledger:
     def _incident(self, row: sqlite3.Row) -> Incident:
         state = json.loads(row["state"])
         attempts = self._db.execute(
-            "SELECT * FROM attempts WHERE incident = ? ORDER BY id", (row["id"],)
+            f"SELECT {_ATTEMPT} FROM attempts WHERE incident = ? ORDER BY id", (row["id"],)
         )
         return Incident(
             *(row["subject"], row["container"], row["opened"], row["why"]),
@@ -596,9 +599,12 @@ class Ledger:
 
 
 def _attempt(row: sqlite3.Row) -> Attempt:
+    runner = json.loads(row["runner"] or "{}")
     return Attempt(
         *(row["at"], Action(row["action"]), row["rung"], row["ended"]),
         *(row["error"], row["left_stopped"]),
+        refused=bool(runner.get("refused")),
+        model=str(runner.get("model") or ""),
     )
 
 

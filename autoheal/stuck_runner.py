@@ -17,10 +17,11 @@ _ENDED, _REFUSED = 0, 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What the probe says: in words, and whether it has ended a process."""
+    """What the probe says: in words, whether it has ended a process, and whose; empty: unknown."""
 
     words: str
     ended: bool
+    model: str = ""
 
 
 def end_runner(engine: Engine, container: str, test: Sequence[str]) -> Answer:
@@ -42,10 +43,12 @@ def end_runner(engine: Engine, container: str, test: Sequence[str]) -> Answer:
         code, output = engine.run_in(container, command, END_SECONDS)
     except ForbiddenError as error:
         return Answer(f"nothing may be run in the container: {error}", ended=False)
+    model = ""
     try:
-        words = str(json.loads(output)["message"])
-    except (ValueError, LookupError, TypeError):
+        said = json.loads(output)
+        words, model = str(said["message"]), str(said.get("model") or "")
+    except (ValueError, LookupError, TypeError, AttributeError):
         words = f"`{program} end-runner` ended with {code}: {' '.join(output.split())[-200:]}"
     if code not in (_ENDED, _REFUSED):
         raise EngineError(words)
-    return Answer(words, ended=code == _ENDED)
+    return Answer(words, ended=code == _ENDED, model=model)

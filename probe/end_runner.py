@@ -83,6 +83,7 @@ class Outcome:
         return {
             "result": self.result,
             "message": self.message,
+            "model": None if self.pid is None else found.readings.get("model"),
             "pid": self.pid,
             "evidence": asdict(self.evidence) if self.evidence else None,
             "verdict": verdict,

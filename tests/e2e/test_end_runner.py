@@ -331,6 +331,33 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert "Successfully ended the stuck runner in the container!" in told["text"]
 
 
+def test_of_two_models_that_hang_at_once_each_is_ended_alone_and_a_third_goes_on(
+    each_ollama: Start, autoheal: Callable[..., Autoheal]
+) -> None:
+    server = each_ollama(TIME_TO_ASK)
+    healer = autoheal()
+    healer.wait_line(WATCHING)
+    server.wait_listening()
+    server.embed("vector")
+    [other], before = runner.pids(server), server.started_at
+    server.generate("big")
+    server.load_seen("tiny")
+    with server.endless_request("tiny"), server.endless_request("big"):
+        hung = set(runner.pids(server)) - {other}
+        assert len(hung) == 2
+        for pid in hung:
+            freeze(pid)
+        for name in ("tiny", "big"):
+            healer.wait_line(
+                rf"the runner of {name}:latest \(process \d+\) was ended", LONG_SECONDS
+            )
+    assert server.generate("tiny")["done"]
+    assert server.generate("big")["done"]
+    healer.wait_line("is healthy again, .* after the end of the stuck runner", LONG_SECONDS)
+    assert server.started_at == before
+    assert other in runner.pids(server)
+
+
 @pytest.mark.parametrize(
     "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
 )

@@ -28,7 +28,7 @@ WITH_SIDE = ("restart", "recreate")
 """Actions that are tried with a second container in the first one's network."""
 
 STEPS = {
-    "runner": {"end runner"},
+    "runner": {"end runner", "ended"},
     "restart": {"restart"},
     "recreate": {"create", "stop", "set aside", "rename", "start", "remove"},
     "redeploy": {"create", "stop", "set aside", "rename", "start", "remove"},

@@ -66,6 +66,18 @@ def after_the_runner(ago: float = 1000, **more: Any) -> Incident:
     return replace(FRESH, opened=NOW - ago - 5, attempts=(attempt,))
 
 
+def stalls(model: str, remedy: str = "runner") -> Sighting:
+    """A container in which this model gives no token."""
+    return replace(SICK, line=f'unhealthy stalled ({remedy}): words {{"model":"{model}"}}')
+
+
+def after_the_runners_of(*models: str, ago: float = 1000, **more: Any) -> Incident:
+    """An incident in which their runners were ended, the last one so long ago."""
+    incident = after_the_runner(ago)
+    attempts = tuple(replace(incident.attempts[0], model=one, **more) for one in models)
+    return replace(incident, attempts=attempts)
+
+
 def left_stopped(ago: float) -> Incident:
     attempt = Attempt(NOW - ago, RESTART, 0, NOW - ago, "no", "a")
     return replace(FRESH, attempts=(attempt,))
@@ -288,6 +300,17 @@ def test_our_probe_is_known_by_its_command_or_by_what_it_printed(
         (says("stalled", "runner"), after_the_runner(), USUAL, "restart", 1),
         (says("stalled", "runner"), after_the_runner(refused=True), USUAL, "runner", 0),
         (says("api_down", "restart"), after_the_runner(refused=True), USUAL, "restart", 1),
+        # one model's runner after the other; a model that hangs again needs more than that
+        (stalls("b"), after_the_runners_of("a"), USUAL, "runner", 0),
+        (stalls("a"), after_the_runners_of("a"), USUAL, "restart", 1),
+        (stalls("a"), after_the_runners_of("a", "b"), USUAL, "restart", 1),
+        (stalls("c"), after_the_runners_of("a", "b"), USUAL, "runner", 0),
+        (stalls("d"), after_the_runners_of("a", "b", "c"), USUAL, "restart", 1),
+        (stalls("b", "restart"), after_the_runners_of("a"), USUAL, "restart", 1),
+        (stalls("b"), after_the_runners_of("a", error="no"), USUAL, "restart", 1),
+        # nor where whose it was is not known
+        (stalls("b"), after_the_runner(), USUAL, "restart", 1),
+        (says("stalled", "runner"), after_the_runners_of("a"), USUAL, "restart", 1),
         (says("stalled", "restart"), FRESH, USUAL, "restart", 1),
         # where it comes back and back, ending it does not help
         (says("stalled", "runner"), replace(FRESH, spent=(NOW - 60,) * 2), USUAL, "runner", 0),
@@ -346,6 +369,14 @@ def test_after_a_runner_was_ended_only_a_new_check_leads_further(
     log = tuple(Check(at, 1, says("stalled", "runner").line) for at in checks)
     sick = replace(says("stalled", "runner"), checks=log, check_seconds=90)
     assert decide(sick, incident, USUAL, NOW).verb == verb
+
+
+def test_another_model_that_hangs_waits_for_no_check_and_no_backoff() -> None:
+    log = (Check(1, 1, stalls("a").line), Check(2, 1, stalls("b").line))
+    sick = replace(stalls("b"), checks=log, check_seconds=90)
+    just_ended = after_the_runners_of("a", ago=1, checked=2)
+    assert decide(sick, just_ended, USUAL, NOW).verb == "act"
+    assert decide(replace(sick, line=log[0].output), just_ended, USUAL, NOW).verb == "wait"
 
 
 def test_autoheal_itself_is_left_alone_unless_told() -> None:

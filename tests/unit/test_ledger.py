@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_an_open_incident_is_as_it_was_and_a_closed_one_is_history(ledger: Ledge
     [entry] = ledger.history("ollama", 10)
     assert (entry.outcome, entry.given_up) == ("recovered", True)
     assert ledger.history("another", 10) == []
+
+
+def test_whose_runner_was_ended_and_where_none_had_to_be_outlives_autoheal(
+    ledger: Ledger,
+) -> None:
+    one = incident(ledger)
+    for at, facts in ((NOW, {"model": "tiny"}), (NOW + 9, {"refused": True})):
+        attempt = Attempt(at, Action.RUNNER)
+        number, [operation] = ledger.begin(one, attempt, [("runner", "ollama", {"id": "c0ffee"})])
+        ledger.step(operation, "over", **facts)
+        ledger.end(number, replace(attempt, ended=at + 1))
+    [found] = again(ledger).open_incidents()
+    assert [(a.model, a.refused) for a in found.attempts] == [("tiny", False), ("", True)]
 
 
 def test_the_budget_counts_what_was_tried_before_but_not_on_what_somebody_replaced(

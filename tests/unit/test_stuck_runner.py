@@ -54,6 +54,12 @@ def test_otherwise_it_is_the_one_on_the_path(test: tuple[str, ...]) -> None:
     assert probe_program(test) == "ollama-probe"
 
 
+def test_whose_runner_was_ended_is_what_the_probe_says_and_unknown_where_it_does_not() -> None:
+    assert ask((0, '{"message": "it was ended", "model": "tiny"}')).model == "tiny"
+    assert ask((0, '{"message": "it was ended", "model": null}')).model == ""
+    assert ask((0, '"ended"')).model == ""
+
+
 def test_what_ended_is_said_by_the_exit_code_whatever_else_is_printed() -> None:
     assert ask((0, "a warning\n{}")).ended
 
