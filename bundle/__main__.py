@@ -1,6 +1,6 @@
 """Assemble a directory with a private Python and just the modules that one command needs.
 
-    python -X no_debug_ranges -m scripts.bundle --command NAME=MODULE:FUNCTION --target DIR
+    python -X no_debug_ranges -m bundle --command NAME=MODULE:FUNCTION --target DIR --fast MODULE
 
 The result runs in an image without Python and without a C library of the right age: it
 brings the interpreter, the modules (byte code, in one file that `bundled.py` reads), the shared
@@ -24,16 +24,18 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zlib
 from modulefinder import ModuleFinder
 from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
-from scripts import bundled
+from bundle import bundled
 
-VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
+MADE_FOR = (3, 11)
+"""Another Python's library compiles, imports and names other things."""
+
+VERSION = "python{}.{}".format(*MADE_FOR)
 
 # Found by name at run time only: text encodings of the start-up, and of a host's name.
 HIDDEN = ["encodings.utf_8", "encodings.ascii", "encodings.latin_1", "encodings.idna"]
@@ -78,6 +80,9 @@ dataclasses.exec = record_text
 
 def main() -> None:
     args = arguments()
+    if sys.version_info[:2] != MADE_FOR:
+        here = "python{}.{}".format(*sys.version_info)
+        sys.exit(f"bundle: made for {VERSION}, and this is {here}; see docs/bundle.md")
     name, _, entry = args.command.partition("=")
     module, _, function = entry.partition(":")
     package = module.partition(".")[0]
@@ -87,9 +92,7 @@ def main() -> None:
     (library / "lib-dynload").mkdir(parents=True)  # the interpreter looks for it and complains
     interpreter.parent.mkdir(parents=True)
 
-    whole = [name for package in args.whole for name in all_modules(package)]
-    wanted = [module, *HIDDEN, *whole, *([sysconfig._get_sysconfigdata_name()] if whole else [])]  # type: ignore[attr-defined]
-    files = find_modules(wanted, {*UNWANTED, *args.unwanted}, args.lean)
+    files = find_modules([module, *HIDDEN], {*UNWANTED, *args.unwanted}, args.lean)
     own = [source for relative, source in files.items() if relative.split("/")[0] == package]
     named = set(re.findall(r"\w+", "".join(Path(source).read_text() for source in own)))
     modules = {
@@ -98,12 +101,10 @@ def main() -> None:
         if (one := place(relative, source, library, args, named)) is not None
     }
     shutil.copy(os.path.realpath(sys.executable), interpreter)
-    for directory in args.data:
-        shutil.copytree(directory, library / directory)
     copy_libraries([interpreter, *library.rglob("*.so")], args.target.absolute() / "lib")
     code = byte_code(bundled.__file__, library / "bundled.py")
     write_byte_code(library / "bundled.pyc", code)
-    write(archive, modules, Record([], {}, []))
+    write(archive, modules, None)
 
     start = f"import bundled\nbundled.install({str(archive)!r}, {str(library)!r})\n"
     launcher = args.target / "bin" / name
@@ -112,9 +113,7 @@ def main() -> None:
     )
     launcher.chmod(0o755)
     mine = [m for m in modules if m.partition(".")[0] == package]
-    write(archive, modules, record(interpreter, start, args.fast, mine), small=bool(args.fast))
-    if args.check:
-        run([str(interpreter), "-IS", "-c", start + args.check])
+    write(archive, modules, record(interpreter, start, args.fast, mine))
 
 
 def arguments() -> argparse.Namespace:
@@ -132,15 +131,8 @@ def arguments() -> argparse.Namespace:
         "--shake", nargs="*", default=[], metavar="MODULE", help="to lose what is never named"
     )
     options.add_argument(
-        "--fast", nargs="*", default=[], metavar="MODULE", help="to start fast; others get small"
+        "--fast", nargs="+", required=True, metavar="MODULE", help="to start fast; others get small"
     )
-    options.add_argument(
-        "--whole", nargs="*", default=[], metavar="PACKAGE", help="whose modules find each other"
-    )
-    options.add_argument(
-        "--data", nargs="*", default=[], metavar="DIR", help="of a package, to stand beside it"
-    )
-    options.add_argument("--check", metavar="CODE", help="must run in the bundle")
     return options.parse_args()
 
 
@@ -174,16 +166,23 @@ def record(interpreter: Path, start: str, fast: list[str], own: list[str]) -> Re
     return Record(*ast.literal_eval(run([str(interpreter), "-IS", "-c", "\n".join(lines)])))
 
 
-def write(archive: Path, modules: dict[str, Module], seen: Record, *, small: bool = False) -> None:
-    """Write what `bundled.py` reads; `small` compresses what need not start fast."""
+def write(archive: Path, modules: dict[str, Module], seen: Record | None) -> None:
+    """Write what `bundled.py` reads.
+
+    Args:
+        archive: the file.
+        modules: what goes into it.
+        seen: what happens while they start, None where that is not known yet. What need not start
+            fast is compressed.
+    """
     index, content = {}, b""
     for name, (_, code, package, lazy) in modules.items():
-        compressed = small and (lazy or name not in seen.fast)
+        compressed = seen is not None and (lazy or name not in seen.fast)
         piece = zlib.compress(marshal.dumps(code), 9) if compressed else marshal.dumps(code)
         index[name] = (len(content), len(piece), package, lazy, compressed)
         content += piece
-    codes = {text: compile(text, "", "exec") for text in seen.texts}
-    head = marshal.dumps((index, codes, seen.patterns))
+    codes = {text: compile(text, "", "exec") for text in seen.texts} if seen else {}
+    head = marshal.dumps((index, codes, seen.patterns if seen else {}))
     archive.write_bytes(len(head).to_bytes(bundled.HEAD_BYTES, "little") + head + content)
 
 
@@ -225,13 +224,6 @@ def find_modules(wanted: list[str], unwanted: set[str], lean: Path | None) -> di
     return files
 
 
-def all_modules(package: str) -> list[str]:
-    """The names of all modules of a package."""
-    [root] = importlib.util.find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
-    files = sorted(Path(root).rglob("*.py"))
-    return [module_name(str(file.relative_to(Path(root).parent))) for file in files]
-
-
 def module_name(relative: str) -> str:
     """`a/b/__init__.py` and `a/b.py` → `a.b`."""
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -255,11 +247,6 @@ def place(
         shutil.copy(source, target)
     elif relative.startswith(AS_FILES):
         write_byte_code(target.with_suffix(".pyc"), byte_code(source, target))
-    elif relative.partition("/")[0] in args.whole:
-        # It looks for its modules by their files' names; what counts is the byte code beside them.
-        cached = Path(importlib.util.cache_from_source(str(target)))
-        write_byte_code(cached, byte_code(source, target))
-        target.touch()
     elif not _imp.is_frozen(name := module_name(relative)):  # the interpreter has those in itself
         package = relative.endswith("/__init__.py")
         code = byte_code(source, target, named if name in args.shake else None)
