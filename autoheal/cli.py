@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import get_completion_class
 
 from autoheal import __version__
 from autoheal.drill import FAULTS
@@ -267,15 +266,6 @@ def drill(
     times = _ask_engine(lambda: drills.drill(engine, name, fault, seconds, say))
     _print(as_json, asdict(times), lambda: drills.summary(times))
     sys.exit(0 if times.healthy is not None else 1)
-
-
-@app.command(short_help="Print a script that completes this command in a shell.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print a script for your shell: `source <(autoheal completion bash)`."""
-    complete = get_completion_class(shell)
-    assert complete is not None  # one of those above
-    click.echo(complete(app, {}, "autoheal", "_AUTOHEAL_COMPLETE").source())
 
 
 def main() -> None:
