@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -128,9 +127,8 @@ def is_of_compose(labels: Mapping[str, str]) -> bool:
 
 def seconds_of(moment: str) -> float:
     """A moment as Docker writes it, in seconds of the wall clock; 0 for one that never was."""
-    text = re.sub(r"(\.\d{6})\d+", r"\1", moment)
     try:
-        return max(datetime.fromisoformat(text).timestamp(), 0.0)
+        return max(datetime.fromisoformat(moment).timestamp(), 0.0)
     except ValueError:
         return 0.0
 
