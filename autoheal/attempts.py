@@ -15,7 +15,7 @@ from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident, Sighting
 from autoheal.lease import Holder, Leases
 from autoheal.ledger import Ledger, Unfinished
-from autoheal.settings import Policy
+from autoheal.policy import Policy
 from autoheal.turns import Waiting
 
 FRESH_SECONDS = 0.5

@@ -12,7 +12,8 @@ from autoheal.decide import has_our_probe, reason_of, spent_since
 from autoheal.engine import Engine, GoneError
 from autoheal.incident import Attempt, Incident, Sighting
 from autoheal.ledger import EVERYBODY, Ledger
-from autoheal.settings import Policy, Settings, policy
+from autoheal.policy import Policy
+from autoheal.settings import Settings
 from probe.report import Verdict, parse
 
 _HEALTH = re.compile(r"\((healthy|unhealthy|health: starting)\)")
@@ -86,7 +87,7 @@ class Board:
         last, pauses = ledger.last_attempts(), ledger.pauses(now)
         rows = []
         for seen in self._all("" if everyone else self._settings.label_filter):
-            rules, subject = policy(seen.labels, self._settings), seen.subject
+            rules, subject = self._settings.policy(seen.labels), seen.subject
             if not (rules.watched or everyone):
                 continue
             spent = ledger.spent(subject, now - rules.window) if subject in last else ()

@@ -19,7 +19,7 @@ from autoheal.incident import (
     Sighting,
     seconds_of,
 )
-from autoheal.settings import Policy
+from autoheal.policy import Policy
 from probe.report import Remedy, parse
 
 LONGEST_BACKOFF_SECONDS = 600.0
@@ -68,17 +68,26 @@ class Decision:
     Attributes:
         verb: ignore it, tell (write it down and leave it alone), ask for an operator, wait, give
             up, or act.
-        why: for the log and for people.
+        cause: what is wrong with it, or why it is none of ours.
+        note: what follows from that; empty where nothing has to be said.
         until: for WAIT, when to look again, in seconds of the wall clock.
+        paused: for WAIT, somebody has asked for it.
         action: for ACT, what to do.
         rung: for ACT, where on the ladder that stands.
     """
 
     verb: Verb
-    why: str
+    cause: str
+    note: str = ""
     until: float = 0.0
+    paused: bool = False
     action: Action = Action.NONE
     rung: int = 0
+
+    @property
+    def why(self) -> str:
+        """Both, for the log and for people."""
+        return f"{self.cause}; {self.note}" if self.note else self.cause
 
 
 def decide(
@@ -120,23 +129,22 @@ def decide(
                 return unproven
         else:
             if verdict.remedy is Remedy.OPERATOR:
-                return Decision(
-                    Verb.ASK, f"{why}; a restart would not help, this needs an operator"
-                )
+                words = "a restart would not help, this needs an operator"
+                return Decision(Verb.ASK, why, words)
             if verdict.remedy is Remedy.NONE:
-                return Decision(Verb.TELL, f"{why}; it needs time, not a restart")
+                return Decision(Verb.TELL, why, "it needs time, not a restart")
     elif sighting.complaint and sighting.health is not Health.STARTING:
         why = sighting.complaint
         verdict = parse(sighting.line)
         if verdict is not None and verdict.readings.get("unending"):
             words = "a process in it cannot be killed, so it cannot be stopped"
-            return Decision(Verb.ASK, f"{why}; {words}: this needs an operator")
+            return Decision(Verb.ASK, why, f"{words}: this needs an operator")
     else:
         return Decision(Verb.IGNORE, f"its health is {sighting.health}")
     if policy.action is Action.NONE:
-        return Decision(Verb.ASK, f"{why}; autoheal.action=none leaves it to an operator")
+        return Decision(Verb.ASK, why, "autoheal.action=none leaves it to an operator")
     if incident.given_up:
-        return Decision(Verb.TELL, f"{why}; given up until it is healthy again")
+        return Decision(Verb.TELL, why, "given up until it is healthy again")
     return _next_step(sighting, incident, policy, now, why, paused_until)
 
 
@@ -161,14 +169,15 @@ def _unproven(sighting: Sighting, why: str, now: float) -> Decision | None:
     if timeouts == TIMEOUTS_IN_A_ROW:
         return None
     if recent and not timeouts and _cannot_run(recent[-1]):
-        return Decision(Verb.ASK, f"{why}; the health check cannot be run, which needs an operator")
+        return Decision(Verb.ASK, why, "the health check cannot be run, which needs an operator")
     if len(recent) == TIMEOUTS_IN_A_ROW and all(map(_is_useless, recent)):
         words = "the health check gives no verdict, which needs an operator"
-        return Decision(Verb.ASK, f"{why}; {words}")
+        return Decision(Verb.ASK, why, words)
     what = f"timeout {timeouts} of {TIMEOUTS_IN_A_ROW}" if timeouts else "no verdict"
     return Decision(
         Verb.WAIT,
-        f"{why} ({what}), which proves nothing yet; inspected again in {RECHECK_SECONDS:g} s",
+        f"{why} ({what}), which proves nothing yet",
+        f"inspected again in {RECHECK_SECONDS:g} s",
         now + RECHECK_SECONDS,
     )
 
@@ -207,7 +216,7 @@ def _next_step(
     if rung is None and last is None:
         reasons = dict.fromkeys(filter(None, (why_not(one, sighting) for one in policy.rungs)))
         words = f"nothing on its ladder can be done to it: {' and '.join(reasons)}"
-        return Decision(Verb.ASK, f"{why}; {words}")
+        return Decision(Verb.ASK, why, words)
     spent = spent_since(incident, now - policy.window)
     if rung is None or spent >= policy.max_attempts:
         what = (
@@ -215,20 +224,20 @@ def _next_step(
             if rung is None
             else f"{_times(spent)} within {policy.window:g} s did not help"
         )
-        return Decision(Verb.GIVE_UP, f"{why}; {what}")
+        return Decision(Verb.GIVE_UP, why, what)
     action = policy.rungs[rung]
     if paused_until is not None:
-        return Decision(Verb.WAIT, f"{why}; healing is paused", paused_until)
+        return Decision(Verb.WAIT, why, "healing is paused", paused_until, paused=True)
     if last is not None and not _is_judged(sighting, incident, now):
         words = "the next health checks show whether it helped"
-        return Decision(Verb.WAIT, f"{why}; {words}", now + LOOK_SECONDS)
+        return Decision(Verb.WAIT, why, words, now + LOOK_SECONDS)
     until = not_before(sighting, incident, policy)
     clock_was_set_back = now < (last.at if last is not None else incident.opened)
     if now < until and not clock_was_set_back:
         words = f"the {action.noun} follows in {until - now:.0f} s"
-        return Decision(Verb.WAIT, f"{why}; {words}", until)
+        return Decision(Verb.WAIT, why, words, until)
     if policy.dry_run:
-        return Decision(Verb.TELL, f"{why}; dry run: the {action.noun} would follow")
+        return Decision(Verb.TELL, why, f"dry run: the {action.noun} would follow")
     return Decision(Verb.ACT, why, action=action, rung=rung)
 
 

@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from autoheal import policy
 from autoheal.engine import Engine, EngineError, ForbiddenError
 from autoheal.followers import GROUP
 from autoheal.healthcheck import environment, probe_program, probe_setting
 from autoheal.incident import PROBE_COMMAND, Action
 from autoheal.ledger import Ledger, LedgerError
 from autoheal.recipe import Recipe
-from autoheal.settings import KNOBS, MEMORY, POLICY_KNOBS, Settings, policy
+from autoheal.settings import KNOBS, MEMORY, Settings
 from probe.generations import describe, is_known
 from probe.gpus import NEVER_USED
 from probe.setting_names import nearest, retired_names, unknown_names
@@ -174,7 +175,7 @@ def _containers(engine: Engine, settings: Settings, info: Mapping[str, Any]) -> 
             continue
         name = found["Name"].lstrip("/")
         labels = found["Config"].get("Labels") or {}
-        rules = policy(labels, settings)
+        rules = settings.policy(labels)
         if not rules.watched:
             continue
         watched += 1
@@ -321,7 +322,7 @@ def _server(name: str, container: str, test: list[str], engine: Engine) -> Itera
 
 
 def _unknown_labels(labels: Mapping[str, str], settings: Settings) -> list[tuple[str, str | None]]:
-    known = [GROUP, *(knob.label for knob in POLICY_KNOBS)]
+    known = [GROUP, *(knob.label for knob in policy.KNOBS)]
     names = [name for name in labels if name.startswith(_LABELS)]
     return [
         (name, nearest(name, known, _LABELS))

@@ -38,8 +38,8 @@ from autoheal.incident import (
     seconds_of,
 )
 from autoheal.ledger import Ledger, Operation
+from autoheal.policy import Policy
 from autoheal.recipe import recipe, sources_of_volumes
-from autoheal.settings import Policy
 from autoheal.stuck_runner import end_runner
 
 STAYS_UP_SECONDS = 1.0

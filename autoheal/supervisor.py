@@ -24,7 +24,8 @@ from autoheal.ledger import Ledger, Request
 from autoheal.limits import Limits
 from autoheal.metrics import Metrics
 from autoheal.notify import Message, Notifier
-from autoheal.settings import Policy, Settings, policy
+from autoheal.policy import Policy
+from autoheal.settings import Settings
 from autoheal.turns import Ended, Waiting, broken_until, turns
 from autoheal.watch import Gone, Watch
 from probe.report import parse
@@ -184,7 +185,7 @@ class Supervisor:
         if sighting.is_swarm_task and sighting.state != "running":
             return  # Swarm replaces it; it says nothing about its successor
         sighting = replace(sighting, complaint=self._limits.complaint(sighting.id))
-        rules = policy(sighting.labels, self._settings)
+        rules = self._settings.policy(sighting.labels)
         incident = self._incidents.get(subject)
         self._note_start(sighting, incident, now)
         if incident is not None and (how := outcome(incident, sighting, rules, now)):
@@ -239,8 +240,8 @@ class Supervisor:
             self._give_up(sighting, rules, decision.why)
         elif verb is Verb.WAIT or now < self._ready_at:
             self._later[subject] = max(decision.until, self._ready_at)
-            paused = " paused" if "paused" in decision.why else ""
-            words = decision.why if paused else decision.why.rpartition("; ")[0] or decision.why
+            words = decision.why if decision.paused else decision.cause
+            paused = " paused" if decision.paused else ""
             self._say_once(sighting, f"unhealthy, waiting: {words}", key + paused)
         elif subject not in self._turns:
             waiting = Waiting(subject, attempts, now)
@@ -398,7 +399,7 @@ class Supervisor:
         self._ended.append(Ended(done.subject, time.time(), failed))
         sighting = done.sighting
         labels = sighting.labels if sighting else {}
-        rules = policy(labels, self._settings)
+        rules = self._settings.policy(labels)
         if failed:
             self._last_error = f"{done.subject}: {attempt.error}"
             text = f"the {attempt.action.noun} failed: {attempt.error}"
@@ -450,7 +451,7 @@ class Supervisor:
         except EngineError as error:
             self._ledger.answer(request.id, str(error))
             return
-        rules = policy(sighting.labels, self._settings)
+        rules = self._settings.policy(sighting.labels)
         action = request.action or Action.RESTART
         subject = sighting.subject
         itself = sighting.id == self.own_id and action is not Action.RESTART

@@ -5,8 +5,11 @@ default. A bad value is one `SettingError`: what, where, and what is allowed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+Allowed = tuple[Callable[[str], Any], str]
+"""What a setting may be: a parser, and the same in words that end the error message."""
 
 
 class SettingError(ValueError):
@@ -27,6 +30,7 @@ class Knob:
         secret: its value must never be shown, not even when it is wrong.
         alone: the value that the flag means without one; None where it needs one.
         option: the flag, where it is not `--` plus the name with dashes.
+        label: a container's label that holds before the variable; empty: there is none.
     """
 
     name: str
@@ -38,10 +42,32 @@ class Knob:
     secret: bool = False
     alone: str | None = None
     option: str = ""
+    label: str = ""
 
     @property
     def flag(self) -> str:
         return self.option or "--" + self.name.replace("_", "-")
+
+
+def setting(env: str, default: str, allowed: Allowed, meaning: str, **more: Any) -> Any:
+    """A field of a class of settings, which is all that has to be said of one.
+
+    Args:
+        env: the environment variable.
+        default: as a user would write it.
+        allowed: what is allowed.
+        meaning: one line for `--help` and the documentation.
+        more: other attributes of its `Knob`.
+    """
+    parse, words = allowed
+    knob = Knob("", env, default, parse, words, meaning, **more)
+    return field(default=parse(default), metadata={"knob": knob})
+
+
+def knobs_of(settings: type) -> tuple[Knob, ...]:
+    """The knobs of a class of settings, in their order."""
+    found = ((one.name, one.metadata.get("knob")) for one in fields(settings))
+    return tuple(replace(knob, name=name) for name, knob in found if knob is not None)
 
 
 def read(
@@ -77,7 +103,7 @@ def read(
     return values
 
 
-def number(low: float, high: float, what: str = "a number") -> tuple[Callable[[str], float], str]:
+def number(low: float, high: float, what: str = "a number") -> Allowed:
     """A parser for a number within bounds (both allowed), and those bounds in words."""
 
     def parse(text: str) -> float:
@@ -89,12 +115,25 @@ def number(low: float, high: float, what: str = "a number") -> tuple[Callable[[s
     return parse, f"{what} from {low:g} to {high:g}"
 
 
-def seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
+def whole(low: int, high: int) -> Allowed:
+    """A parser for a whole number within bounds (both allowed), and those bounds in words."""
+    parse_number, words = number(low, high, "a whole number")
+
+    def parse(text: str) -> int:
+        value = parse_number(text)
+        if value != int(value):
+            raise ValueError(text)
+        return int(value)
+
+    return parse, words
+
+
+def seconds(low: float, high: float) -> Allowed:
     """A parser for a number of seconds within bounds (both allowed), and those bounds in words."""
     return number(low, high, "a number of seconds")
 
 
-def one_of(*choices: str) -> tuple[Callable[[str], str], str]:
+def one_of(*choices: str) -> Allowed:
     """A parser for one of some words, in any case, and those words."""
 
     def parse(text: str) -> str:
@@ -111,3 +150,35 @@ def address(text: str) -> tuple[str, int]:
     if not separator or not port.isdigit() or not 0 < int(port) < 65_536:
         raise ValueError(text)
     return host.strip("[]") or "0.0.0.0", int(port)
+
+
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def boolean() -> Allowed:
+    """A parser for yes or no, and what it allows in words."""
+
+    def parse(text: str) -> bool:
+        try:
+            return _TRUTHS[text.lower()]
+        except KeyError:
+            raise ValueError(text) from None
+
+    return parse, "true or false"
+
+
+def optional(allowed: Allowed) -> Allowed:
+    """What another one allows, or nothing, which is None."""
+    parse, words = allowed
+    return lambda text: parse(text) if text else None, words
+
+
+def absolute(what: str) -> Allowed:
+    """A parser for an absolute path, and `what` it is."""
+
+    def parse(text: str) -> str:
+        if not text.startswith("/"):
+            raise ValueError(text)
+        return text
+
+    return parse, what

@@ -1,22 +1,12 @@
 """Every setting of the probe: how it is named, read and explained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
 from urllib.parse import urlsplit
 
-from probe.knobs import Knob, address, number, one_of, read, seconds
-
-Limit = float | None
-"""A limit that the user sets, or none."""
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        raise ValueError(text)
-    return value
+from probe.knobs import Allowed, address, knobs_of, number, one_of, read, seconds, setting, whole
 
 
 def _percent(text: str) -> float:
@@ -26,11 +16,11 @@ def _percent(text: str) -> float:
     return value
 
 
-def limit(low: float, high: float, what: str) -> tuple[Callable[[str], Limit], str]:
+def _limit(low: float, high: float, what: str) -> Allowed:
     """A parser for a limit that may be off, and what it allows in words."""
     parse_number, bounds = number(low, high, what)
 
-    def parse(text: str) -> Limit:
+    def parse(text: str) -> float | None:
         # `learned` is a value of older versions, which must not stop a container that has it.
         return None if text.lower() in ("off", LEARNED) else parse_number(text)
 
@@ -79,187 +69,14 @@ def ollama_url(text: str) -> str:
     return f"{scheme}://{host}:{default_port if port is None else port}{slash}{path}".rstrip("/")
 
 
-def _auto_or(parse: Callable[[str], float]) -> Callable[[str], float | None]:
-    """A parser for what another one reads, or `auto`, which is None."""
-    return lambda text: None if text.lower() == "auto" else parse(text)
+def _auto_or(allowed: Allowed) -> Allowed:
+    """What another one allows, or `auto`, which is None."""
+    parse, words = allowed
+    return lambda text: None if text.lower() == "auto" else parse(text), f"auto or {words}"
 
-
-_timeout, _timeout_allowed = seconds(1, 300)
-_load, _load_allowed = seconds(10, 86_400)
-_busy, _busy_allowed = seconds(10, 86_400)
-_interval, _interval_allowed = seconds(1, 3600)
-_watermark, _watermark_allowed = number(0, 1000)
-_rate, _rate_allowed = limit(0.001, 100_000, "a number of tokens per second")
-_gpu, _gpu_allowed = one_of("auto", "required", "off")
-_generate, _generate_allowed = one_of("auto", "always", "never")
-_heal, _heal_allowed = one_of("off", "runner", "restart")
-_policy, _policy_allowed = one_of("none", "no", "on-failure", "always", "unless-stopped")
 
 STARTS_AGAIN = ("always", "unless-stopped")
 """Restart policies with which Docker starts a container whose first process has exited with 0."""
-
-KNOBS: tuple[Knob, ...] = (
-    Knob(
-        "host",
-        "OLLAMA_HOST",
-        "127.0.0.1:11434",
-        ollama_url,
-        "an address as Ollama takes it: host, host:port, :port or http(s)://host:port",
-        "Where the Ollama server listens.",
-    ),
-    Knob(
-        "models",
-        "PROBE_MODEL",
-        "",
-        _names,
-        "names of models, separated by commas",
-        "The models that are required: each is kept loaded, and not having it in memory is a "
-        "fault. Empty: every model that is loaded is checked, and none is required.",
-        option="--model",
-    ),
-    Knob(
-        "generate",
-        "PROBE_GENERATE",
-        "auto",
-        _generate,
-        _generate_allowed,
-        "When a check requests a token. auto: from the model's runner where that costs users "
-        "nothing; from the server where a hang is suspected. always: from the server at each "
-        "check, as a plain health check does; this keeps models loaded. never: rely on what can be "
-        "read.",
-    ),
-    Knob(
-        "gpu",
-        "PROBE_GPU",
-        "auto",
-        _gpu,
-        _gpu_allowed,
-        "Whether a GPU is expected. auto: when this container has a driver library or a "
-        "device node, or an earlier check saw a GPU. required: a missing GPU, or a model on the "
-        "CPU, is a fault. off: GPUs are not checked.",
-    ),
-    Knob(
-        "timeout",
-        "PROBE_TIMEOUT",
-        "10",
-        _timeout,
-        _timeout_allowed,
-        "The deadline of one whole check. Keep it below the HEALTHCHECK's own --timeout.",
-    ),
-    Knob(
-        "load_timeout",
-        "PROBE_LOAD_TIMEOUT",
-        "600",
-        _load,
-        _load_allowed,
-        "How long a model may take to load before that counts as stalled. A load that still reads, "
-        "or takes more memory, may take longer.",
-    ),
-    Knob(
-        "busy_timeout",
-        "PROBE_BUSY_TIMEOUT",
-        "auto",
-        _auto_or(_busy),
-        f"auto or {_busy_allowed}",
-        "How long a server may be too busy to answer the check, with no token for its users "
-        "either, before that counts as stalled. auto: 600, and 3600 for a model with nothing in "
-        "VRAM, where a long prompt takes longer.",
-    ),
-    Knob(
-        "nobody_timeout",
-        "PROBE_NOBODY_TIMEOUT",
-        "auto",
-        _auto_or(_busy),
-        f"auto or {_busy_allowed}",
-        "How long a model may work while no client is connected to the server, before that counts "
-        "as stalled: a prompt whose user has gone is often read to its end. Known since Ollama "
-        "0.30. auto: 600, and 3600 for a model with nothing in VRAM.",
-    ),
-    Knob(
-        "stopping_timeout",
-        "PROBE_STOPPING_TIMEOUT",
-        "120",
-        _busy,
-        _busy_allowed,
-        "How long a model may be unloading and do nothing (`ollama ps` says Stopping...), while "
-        "users wait, before that counts as stalled.",
-    ),
-    Knob(
-        "min_vram",
-        "PROBE_MIN_VRAM_PERCENT",
-        "auto",
-        _auto_or(_percent),
-        "auto or a percentage above 0 and up to 100",
-        "How much of a model must be in VRAM where a GPU is there. auto: a model is expected in "
-        "VRAM where it was, or would fit.",
-    ),
-    Knob(
-        "min_tokens_per_second",
-        "PROBE_MIN_TOKENS_PER_SECOND",
-        "off",
-        _rate,
-        _rate_allowed,
-        "The fewest tokens per second; a model below this is slow. Unless it is off, a check that "
-        "asks for a token asks for two, to measure the second.",
-    ),
-    Knob(
-        "slow_checks",
-        "PROBE_SLOW_CHECKS",
-        "3",
-        _count,
-        "a whole number from 1 to 1000",
-        "How many checks in a row must be slow before that is a fault.",
-    ),
-    Knob(
-        "retries",
-        "PROBE_RETRIES",
-        "1",
-        _count,
-        "a whole number from 1 to 1000",
-        "How many checks in a row have to find a fault before a check fails, unless one is certain "
-        "of it, as of a model whose process hangs. Instead of Docker's own --retries, which counts "
-        "every fault alike; 1 leaves the counting to Docker.",
-    ),
-    Knob(
-        "heal",
-        "PROBE_HEAL",
-        "off",
-        _heal,
-        _heal_allowed,
-        "What a health check repairs by itself. runner: it ends the process of a stalled model, "
-        "once one check is certain or three in a row have found it, up to three times an hour; the "
-        "server and its other models go on. restart: it also ends the server when three checks in "
-        "a row find a fault that needs a restart (such as api_down, gpu_lost, cpu_fallback), so "
-        "that Docker starts the container again; this needs PROBE_RESTART_POLICY. off: nothing.",
-    ),
-    Knob(
-        "restart_policy",
-        "PROBE_RESTART_POLICY",
-        "none",
-        _policy,
-        _policy_allowed,
-        "The restart policy of the container, which cannot read its own. PROBE_HEAL=restart ends "
-        "the server only if this is always or unless-stopped: with any other policy the container "
-        "would stay stopped. none: not stated.",
-    ),
-    Knob(
-        "state_dir",
-        "PROBE_STATE_DIR",
-        "/dev/shm",
-        str,
-        "a directory",
-        "Where a check leaves a few facts for the next (tmpfs, writable in every container).",
-    ),
-    Knob(
-        "cache_dir",
-        "PROBE_CACHE_DIR",
-        "/var/cache/ollama-probe",
-        str,
-        "a directory",
-        "Where what is known of GPUs, and the count of servers that checks have ended, survive a "
-        "restart of the container.",
-    ),
-)
 
 LEARNED = "learned"
 
@@ -273,56 +90,139 @@ RETIRED_FLAGS = ("--quiet", "--max-first-token", "--keep-alive")
 """Flags of older versions, which a HEALTHCHECK may still use. They are accepted and ignored."""
 
 
-SERVE_KNOBS: tuple[Knob, ...] = (
-    Knob(
-        "listen",
-        "PROBE_LISTEN",
-        "0.0.0.0:11435",
-        address,
-        "host:port or :port, with a port from 1 to 65535",
-        "Where to answer. Only what reaches the container's network gets there.",
-    ),
-    Knob(
-        "interval",
-        "PROBE_INTERVAL",
-        "15",
-        _interval,
-        _interval_allowed,
-        "How often to check. Whoever asks gets what the last check found.",
-    ),
-    Knob(
-        "watermark",
-        "PROBE_VRAM_WATERMARK_GB",
-        "0.5",
-        _watermark,
-        _watermark_allowed,
-        "/health answers 503 where less VRAM than this is free (in GiB) and no model is in it: "
-        "the next load would find no room. 0: never.",
-    ),
-)
-
-
 @dataclass(frozen=True)
 class Settings:
-    """The probe's settings; see `KNOBS` for meaning and bounds. Times are in seconds."""
+    """The probe's settings. Times are in seconds."""
 
-    host: str = "http://127.0.0.1:11434"
-    models: tuple[str, ...] = ()
-    generate: str = "auto"
-    gpu: str = "auto"
-    timeout: float = 10.0
-    load_timeout: float = 600.0
-    busy_timeout: float | None = None
-    nobody_timeout: float | None = None
-    stopping_timeout: float = 120.0
-    min_vram: float | None = None
-    min_tokens_per_second: float | None = None
-    slow_checks: int = 3
-    retries: int = 1
-    heal: str = "off"
-    restart_policy: str = "none"
-    state_dir: str = "/dev/shm"
-    cache_dir: str = "/var/cache/ollama-probe"
+    host: str = setting(
+        "OLLAMA_HOST",
+        "127.0.0.1:11434",
+        (
+            ollama_url,
+            "an address as Ollama takes it: host, host:port, :port or http(s)://host:port",
+        ),
+        "Where the Ollama server listens.",
+    )
+    models: tuple[str, ...] = setting(
+        "PROBE_MODEL",
+        "",
+        (_names, "names of models, separated by commas"),
+        "The models that are required: each is kept loaded, and not having it in memory is a "
+        "fault. Empty: every model that is loaded is checked, and none is required.",
+        option="--model",
+    )
+    generate: str = setting(
+        "PROBE_GENERATE",
+        "auto",
+        one_of("auto", "always", "never"),
+        "When a check requests a token. auto: from the model's runner where that costs users "
+        "nothing; from the server where a hang is suspected. always: from the server at each "
+        "check, as a plain health check does; this keeps models loaded. never: rely on what can be "
+        "read.",
+    )
+    gpu: str = setting(
+        "PROBE_GPU",
+        "auto",
+        one_of("auto", "required", "off"),
+        "Whether a GPU is expected. auto: when this container has a driver library or a "
+        "device node, or an earlier check saw a GPU. required: a missing GPU, or a model on the "
+        "CPU, is a fault. off: GPUs are not checked.",
+    )
+    timeout: float = setting(
+        "PROBE_TIMEOUT",
+        "10",
+        seconds(1, 300),
+        "The deadline of one whole check. Keep it below the HEALTHCHECK's own --timeout.",
+    )
+    load_timeout: float = setting(
+        "PROBE_LOAD_TIMEOUT",
+        "600",
+        seconds(10, 86_400),
+        "How long a model may take to load before that counts as stalled. A load that still reads, "
+        "or takes more memory, may take longer.",
+    )
+    busy_timeout: float | None = setting(
+        "PROBE_BUSY_TIMEOUT",
+        "auto",
+        _auto_or(seconds(10, 86_400)),
+        "How long a server may be too busy to answer the check, with no token for its users "
+        "either, before that counts as stalled. auto: 600, and 3600 for a model with nothing in "
+        "VRAM, where a long prompt takes longer.",
+    )
+    nobody_timeout: float | None = setting(
+        "PROBE_NOBODY_TIMEOUT",
+        "auto",
+        _auto_or(seconds(10, 86_400)),
+        "How long a model may work while no client is connected to the server, before that counts "
+        "as stalled: a prompt whose user has gone is often read to its end. Known since Ollama "
+        "0.30. auto: 600, and 3600 for a model with nothing in VRAM.",
+    )
+    stopping_timeout: float = setting(
+        "PROBE_STOPPING_TIMEOUT",
+        "120",
+        seconds(10, 86_400),
+        "How long a model may be unloading and do nothing (`ollama ps` says Stopping...), while "
+        "users wait, before that counts as stalled.",
+    )
+    min_vram: float | None = setting(
+        "PROBE_MIN_VRAM_PERCENT",
+        "auto",
+        _auto_or((_percent, "a percentage above 0 and up to 100")),
+        "How much of a model must be in VRAM where a GPU is there. auto: a model is expected in "
+        "VRAM where it was, or would fit.",
+    )
+    min_tokens_per_second: float | None = setting(
+        "PROBE_MIN_TOKENS_PER_SECOND",
+        "off",
+        _limit(0.001, 100_000, "a number of tokens per second"),
+        "The fewest tokens per second; a model below this is slow. Unless it is off, a check that "
+        "asks for a token asks for two, to measure the second.",
+    )
+    slow_checks: int = setting(
+        "PROBE_SLOW_CHECKS",
+        "3",
+        whole(1, 1000),
+        "How many checks in a row must be slow before that is a fault.",
+    )
+    retries: int = setting(
+        "PROBE_RETRIES",
+        "1",
+        whole(1, 1000),
+        "How many checks in a row have to find a fault before a check fails, unless one is certain "
+        "of it, as of a model whose process hangs. Instead of Docker's own --retries, which counts "
+        "every fault alike; 1 leaves the counting to Docker.",
+    )
+    heal: str = setting(
+        "PROBE_HEAL",
+        "off",
+        one_of("off", "runner", "restart"),
+        "What a health check repairs by itself. runner: it ends the process of a stalled model, "
+        "once one check is certain or three in a row have found it, up to three times an hour; the "
+        "server and its other models go on. restart: it also ends the server when three checks in "
+        "a row find a fault that needs a restart (such as api_down, gpu_lost, cpu_fallback), so "
+        "that Docker starts the container again; this needs PROBE_RESTART_POLICY. off: nothing.",
+    )
+    restart_policy: str = setting(
+        "PROBE_RESTART_POLICY",
+        "none",
+        one_of("none", "no", "on-failure", "always", "unless-stopped"),
+        "The restart policy of the container, which cannot read its own. PROBE_HEAL=restart ends "
+        "the server only if this is always or unless-stopped: with any other policy the container "
+        "would stay stopped. none: not stated.",
+    )
+    state_dir: str = setting(
+        "PROBE_STATE_DIR",
+        "/dev/shm",
+        (str, "a directory"),
+        "Where a check leaves a few facts for the next (tmpfs, writable in every container).",
+    )
+    cache_dir: str = setting(
+        "PROBE_CACHE_DIR",
+        "/var/cache/ollama-probe",
+        (str, "a directory"),
+        "Where what is known of GPUs, and the count of servers that checks have ended, survive a "
+        "restart of the container.",
+    )
 
     @property
     def port(self) -> int:
@@ -338,13 +238,13 @@ class Settings:
 
     @classmethod
     def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
-        """Read `KNOBS`; raises `SettingError`."""
-        return cls(**read(KNOBS, flags, env))
+        """Read them all; raises `SettingError`."""
+        return cls(**read(knobs_of(cls), flags, env))
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Settings of `serve`; see `SERVE_KNOBS` for meaning and bounds.
+    """Settings of `serve`.
 
     Attributes:
         listen: host and port.
@@ -352,11 +252,31 @@ class ServeSettings:
         watermark: GiB.
     """
 
-    listen: tuple[str, int] = ("0.0.0.0", 11435)
-    interval: float = 15.0
-    watermark: float = 0.5
+    listen: tuple[str, int] = setting(
+        "PROBE_LISTEN",
+        "0.0.0.0:11435",
+        (address, "host:port or :port, with a port from 1 to 65535"),
+        "Where to answer. Only what reaches the container's network gets there.",
+    )
+    interval: float = setting(
+        "PROBE_INTERVAL",
+        "15",
+        seconds(1, 3600),
+        "How often to check. Whoever asks gets what the last check found.",
+    )
+    watermark: float = setting(
+        "PROBE_VRAM_WATERMARK_GB",
+        "0.5",
+        number(0, 1000),
+        "/health answers 503 where less VRAM than this is free (in GiB) and no model is in it: "
+        "the next load would find no room. 0: never.",
+    )
 
     @classmethod
     def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
-        """Read `SERVE_KNOBS`; raises `SettingError`."""
-        return cls(**read(SERVE_KNOBS, flags, env))
+        """Read them all; raises `SettingError`."""
+        return cls(**read(knobs_of(cls), flags, env))
+
+
+KNOBS = knobs_of(Settings)
+SERVE_KNOBS = knobs_of(ServeSettings)

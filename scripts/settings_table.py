@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import autoheal.policy
 import autoheal.settings
 import probe.settings
 from probe.knobs import Knob
@@ -30,7 +31,7 @@ def table(knobs: Sequence[Knob]) -> str:
 def label_table() -> str:
     """The same of what a container may say of itself, by its labels."""
     rows = ["| label | default's variable | default | meaning |", "|---|---|---|---|"]
-    for knob in autoheal.settings.POLICY_KNOBS:
+    for knob in autoheal.policy.KNOBS:
         default = f"`{knob.default}`" if knob.default else "none"
         meaning = f"{knob.help} Allowed: {knob.allowed}."
         rows.append(f"| `{knob.label}` | `{knob.env}` | {default} | {meaning} |")

@@ -16,7 +16,8 @@ from autoheal.engine import Engine
 from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident
 from autoheal.ledger import Ledger
-from autoheal.settings import Policy, Settings
+from autoheal.policy import Policy
+from autoheal.settings import Settings
 from testbed.autoheal import WATCHING, Autoheal
 from testbed.command import docker_cli
 from testbed.containers import AUTOHEAL

@@ -26,7 +26,7 @@ from autoheal.incident import (
     Incident,
     Sighting,
 )
-from autoheal.settings import Policy
+from autoheal.policy import Policy
 from probe.report import Reason, Verdict, render
 
 NOW = 100_000.0

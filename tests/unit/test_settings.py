@@ -240,12 +240,12 @@ def test_the_defaults_in_the_table_are_those_of_the_settings(module: object) -> 
 )
 def test_a_label_says_who_is_watched(label: str, labels: dict[str, str], watched: bool) -> None:
     settings = autoheal.settings.Settings(container_label=label)
-    assert autoheal.settings.policy(labels, settings).watched is watched
+    assert settings.policy(labels).watched is watched
 
 
 def test_a_bad_label_is_a_problem_and_the_default_holds() -> None:
     labels = {"autoheal": "true", "autoheal.stop.timeout": "x"}
-    policy = autoheal.settings.policy(labels, autoheal.settings.Settings())
+    policy = autoheal.settings.Settings().policy(labels)
     assert policy.stop_timeout == 10
     assert policy.problems == (
         "label autoheal.stop.timeout='x': must be a number of seconds from 0 to 3600; using 10",
