@@ -228,10 +228,12 @@ def _next_step(
     action = policy.rungs[rung]
     if paused_until is not None:
         return Decision(Verb.WAIT, why, "healing is paused", paused_until, paused=True)
-    if last is not None and not _is_judged(sighting, incident, now):
+    # Nothing was done about another model yet; that it is stuck, the probe finds again before.
+    another = action is Action.RUNNER and _names_another(sighting, incident)
+    if last is not None and not another and not _is_judged(sighting, last, now):
         words = "the next health checks show whether it helped"
         return Decision(Verb.WAIT, why, words, now + LOOK_SECONDS)
-    until = not_before(sighting, incident, policy)
+    until = 0.0 if another else not_before(sighting, incident, policy)
     clock_was_set_back = now < (last.at if last is not None else incident.opened)
     if now < until and not clock_was_set_back:
         words = f"the {action.noun} follows in {until - now:.0f} s"
@@ -286,28 +288,28 @@ def _names_a_runner(sighting: Sighting) -> bool:
 
 
 def _names_another(sighting: Sighting, incident: Incident) -> bool:
-    """Whether the last check names the runner of a model for which nothing was done, where nothing
-    but others' runners were ended: whether that helped them it does not say."""
-    if not _names_a_runner(sighting):
-        return False
+    """Whether the last check names the runner of a model for which nothing was done yet.
+
+    So it is only where nothing but others' runners were ended: that has not failed to help it. A
+    refusal may have been about it, and the check of before that.
+    """
     verdict = parse(sighting.line)
-    named = verdict.readings.get("model") if verdict is not None else None
+    if verdict is None or not _names_a_runner(sighting) or not incident.attempts:
+        return False
     attempts = [one for one in incident.attempts if not one.refused]
     ended = {one.model for one in attempts if one.action is Action.RUNNER}
     only_runners = all(one.action is Action.RUNNER and one.error is None for one in attempts)
-    return bool(named and attempts) and only_runners and not ended & {"", named}
+    named = verdict.readings.get("model")
+    known = isinstance(named, str) and named != "" and "" not in ended and named not in ended
+    return known and bool(ended) and only_runners and not incident.attempts[-1].refused
 
 
-def _is_judged(sighting: Sighting, incident: Incident, now: float) -> bool:
+def _is_judged(sighting: Sighting, last: Attempt, now: float) -> bool:
     """Whether the sighting rests on a check that began after the last attempt.
 
-    Where that ended a runner, and the container went on, its health is of before until then, if it
-    is about the same model. The engine's clock may not be ours: its times are compared with each
-    other only.
+    Where that ended a runner, and the container went on, its health is of before until then. The
+    engine's clock may not be ours: its times are compared with each other only.
     """
-    last = incident.attempts[-1]
-    if _names_another(sighting, incident):
-        return True
     ended = last.at if last.ended is None else last.ended
     if last.action is not Action.RUNNER or not ended <= now < ended + sighting.check_seconds:
         return True
@@ -317,7 +319,7 @@ def _is_judged(sighting: Sighting, incident: Incident, now: float) -> bool:
 
 def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:
     """When the next attempt may begin, in seconds of the wall clock."""
-    if incident.attempts and not _names_another(sighting, incident):
+    if incident.attempts:
         last = incident.attempts[-1]
         began = last.at if last.ended is None else last.ended
         return began + backoff(len(incident.attempts), policy.backoff, incident.subject)

@@ -156,10 +156,14 @@ class MemoryFile:
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
-@functools.cache
 def _about() -> list[str]:
     """What a memory belongs to: this life of the container, and these fields."""
-    return [_life(), *(f"{field.name}: {field.type}" for one in _TYPES for field in fields(one))]
+    return [_life(), *_fields()]
+
+
+@functools.cache
+def _fields() -> tuple[str, ...]:
+    return tuple(f"{field.name}: {field.type}" for one in _TYPES for field in fields(one))
 
 
 def _life() -> str:

@@ -73,7 +73,7 @@ class Ollama(Workload):
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         reply = httpx.post(self.url + path, json=body, timeout=scaled(LONG_SECONDS))
-        reply.raise_for_status()
+        assert reply.is_success, f"{path} of {body['model']}: {reply.status_code} {reply.text}"
         return dict(reply.json())
 
     def probe(self, *words: str, **env: str) -> tuple[int, str]:

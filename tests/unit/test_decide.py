@@ -78,6 +78,12 @@ def after_the_runners_of(*models: str, ago: float = 1000, **more: Any) -> Incide
     return replace(incident, attempts=attempts)
 
 
+def refused_after(incident: Incident) -> Incident:
+    """The same, and the probe has just refused to end another one."""
+    refused = Attempt(NOW - 0.5, Action.RUNNER, 0, NOW - 0.1, refused=True, checked=2)
+    return replace(incident, attempts=(*incident.attempts, refused))
+
+
 def left_stopped(ago: float) -> Incident:
     attempt = Attempt(NOW - ago, RESTART, 0, NOW - ago, "no", "a")
     return replace(FRESH, attempts=(attempt,))
@@ -371,12 +377,41 @@ def test_after_a_runner_was_ended_only_a_new_check_leads_further(
     assert decide(sick, incident, USUAL, NOW).verb == verb
 
 
-def test_another_model_that_hangs_waits_for_no_check_and_no_backoff() -> None:
-    log = (Check(1, 1, stalls("a").line), Check(2, 1, stalls("b").line))
-    sick = replace(stalls("b"), checks=log, check_seconds=90)
-    just_ended = after_the_runners_of("a", ago=1, checked=2)
-    assert decide(sick, just_ended, USUAL, NOW).verb == "act"
-    assert decide(replace(sick, line=log[0].output), just_ended, USUAL, NOW).verb == "wait"
+def just_ended(*models: str, **more: Any) -> Incident:
+    """An incident in which the last of their runners was ended a second ago, after check 2."""
+    return after_the_runners_of(*models, ago=1, checked=2, **more)
+
+
+STALE = (Check(1, 1, stalls("a").line), Check(2, 1, stalls("b").line))
+"""Checks that began before `just_ended`."""
+
+
+@pytest.mark.parametrize(
+    ("model", "incident", "policy", "verb"),
+    [
+        # the runner of another model waits for no check and no backoff
+        ("b", just_ended("a"), USUAL, "act"),
+        ("a", just_ended("a"), USUAL, "wait"),
+        # anything else than a runner does: the check may be of before the end
+        ("b", replace(just_ended("a"), spent=(NOW - 60,) * 2), USUAL, "wait"),
+        ("b", just_ended("a"), replace(USUAL, ladder=LADDER), "wait"),
+        ("d", just_ended("a", "b", "c"), USUAL, "wait"),
+        # and one that its probe has just refused to end
+        ("b", refused_after(just_ended("a")), USUAL, "wait"),
+        ("b", refused_after(just_ended("a")), replace(USUAL, action=Action.RUNNER), "wait"),
+    ],
+)
+def test_only_another_models_runner_waits_for_no_check(
+    model: str, incident: Incident, policy: Policy, verb: str
+) -> None:
+    sick = replace(stalls(model), checks=STALE, check_seconds=90)
+    assert decide(sick, incident, policy, NOW).verb == verb
+
+
+@pytest.mark.parametrize("model", ['["x"]', "{}", "1", '""', "null"])
+def test_a_model_that_is_no_name_is_no_other_one(model: str) -> None:
+    odd = replace(SICK, line=f'unhealthy stalled (runner): words {{"model":{model}}}')
+    assert decide(odd, after_the_runners_of("a"), USUAL, NOW).action == "restart"
 
 
 def test_autoheal_itself_is_left_alone_unless_told() -> None:
