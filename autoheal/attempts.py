@@ -14,7 +14,8 @@ from autoheal.engine import Engine, EngineError, GoneError, UnreachableError, un
 from autoheal.heal import Healer, Result, plan
 from autoheal.incident import Action, Attempt, Incident, Sighting
 from autoheal.lease import Holder, Leases
-from autoheal.ledger import Ledger, Unfinished
+from autoheal.ledger import Ledger
+from autoheal.operation import Unfinished
 from autoheal.policy import Policy
 from autoheal.turns import Waiting
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from docker.tls import TLSConfig
 from docker.utils import parse_host
 from docker.utils.socket import frames_iter
 
-from autoheal.incident import STACK, Check, Health, Sighting, seconds_of
+from autoheal.incident import STACK, Check, Health, Neighbour, Sighting, seconds_of
 from autoheal.recipe import NAMESPACES, Inspection, Recipe
 from autoheal.settings import Settings
 from probe.knobs import SettingError
@@ -58,25 +58,6 @@ class HangError(EngineError):
 
 class ForbiddenError(EngineError):
     """A proxy in front of the engine, or the engine, does not allow this call."""
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A container as a possible follower of another.
-
-    Attributes:
-        id: its full id.
-        name: without the leading slash.
-        state: Docker's word.
-        labels: all of them.
-        shares: ids of the containers whose network, PID or IPC namespace it is in.
-    """
-
-    id: str
-    name: str
-    state: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    shares: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

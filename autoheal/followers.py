@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from autoheal.engine import Neighbour
-from autoheal.incident import COMPOSE_PROJECT, COMPOSE_SERVICE, is_of_compose
+from autoheal.incident import COMPOSE_PROJECT, COMPOSE_SERVICE, Neighbour, is_of_compose
 
 DEPENDS_ON = "com.docker.compose.depends_on"
 GROUP = "autoheal.group"

@@ -1,4 +1,4 @@
-"""Carries out an action, step by step. Each step is written down before it is taken.
+"""Carries out an action, operation by operation, and brings back what depends on the healed.
 
 A step may be taken twice without harm, so whoever finds an operation half done goes on from the
 step that was begun: forward once the old container was stopped, back before that.
@@ -7,22 +7,17 @@ step that was begun: forward once the old container was stopped, back before tha
 from __future__ import annotations
 
 import logging
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from autoheal import stale
 from autoheal.engine import (
     RETRY_SECONDS,
-    ConflictError,
     Engine,
     EngineError,
-    GoneError,
-    Neighbour,
     UnreachableError,
     until_answered,
 )
@@ -33,42 +28,41 @@ from autoheal.incident import (
     STACK,
     SWARM_SERVICE_ID,
     Action,
+    Neighbour,
     Sighting,
     is_of_compose,
     seconds_of,
 )
-from autoheal.ledger import Ledger, Operation
+from autoheal.ledger import Ledger
+from autoheal.operation import HealError, Operation
 from autoheal.policy import Policy
-from autoheal.recipe import recipe, sources_of_volumes
+from autoheal.recreate import recreate
+from autoheal.restart import restart, stop
 from autoheal.stuck_runner import end_runner
-
-STAYS_UP_SECONDS = 1.0
-"""A new container that runs for this long runs; the old one is removed then."""
-
-ANSWER_SECONDS = 3.0
-"""How long an engine may take to carry out what it was asked for, beside the stop timeout."""
+from autoheal.swarm import deploy, update
 
 FOLLOWER_STOP_SECONDS = 10
 
 TRIES = 3
-"""So often is tried what comes after the heal itself: to clean up, to bring back a follower."""
-
-UPDATE_SECONDS = 1800.0
-"""The longest that a Swarm update is watched; it goes on without us."""
-
-UPDATE_LOOK_SECONDS = 1.0
+"""So often is tried to bring back a follower."""
 
 _OF_CONTAINERS = (Action.RUNNER, Action.RESTART, Action.RECREATE, Action.STOP)
 """The operations on one container; the others are on a Swarm service or stack."""
+
+_STEPS: dict[str, Callable[[Engine, Ledger, Operation], Operation]] = {
+    Action.RUNNER: end_runner,
+    Action.RESTART: restart,
+    Action.RECREATE: recreate,
+    Action.STOP: stop,
+    "update": update,
+    "deploy": deploy,
+}
+"""By an operation's kind, what takes it to its end."""
 
 Plan = list[tuple[str, str, dict[str, Any]]]
 """Kind, name and facts of each operation, in order."""
 
 _log = logging.getLogger("autoheal")
-
-
-class HealError(Exception):
-    """An operation failed; its text says why, and how things stand."""
 
 
 @dataclass(frozen=True)
@@ -205,14 +199,6 @@ class Healer:
         Raises:
             HealError: when it failed; what was there before is back, as far as it can be.
         """
-        kinds: dict[str, Callable[[Operation], Operation]] = {
-            Action.RUNNER: self._runner,
-            Action.RESTART: self._restart,
-            Action.RECREATE: self._recreate,
-            Action.STOP: self._stop,
-            "update": self._update,
-            "deploy": self._deploy,
-        }
         with self._only_one(operation.name):
             said = False
             while True:
@@ -220,7 +206,9 @@ class Healer:
                     if call_off:
                         self._call_off(operation)
                         return self._ledger.finish(operation, "undone")
-                    return self._ledger.finish(kinds[operation.kind](operation), "done")
+                    return self._ledger.finish(
+                        _STEPS[operation.kind](self._engine, self._ledger, operation), "done"
+                    )
                 except UnreachableError as error:
                     if not said:
                         _log.warning("%s: %s; going on when it answers", operation.name, error)
@@ -244,266 +232,6 @@ class Healer:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             yield
-
-    def _runner(self, operation: Operation) -> Operation:
-        if operation.step in ("ended", "refused"):
-            return operation
-        container = operation.facts["id"]
-        again = operation.step == "end runner"  # whose answer was lost
-        operation = self._ledger.step(operation, "end runner")
-        answer = end_runner(self._engine, container, self._engine.look(container).test)
-        _log.info("%s: %s", operation.name, answer.words)
-        if answer.ended:
-            return self._ledger.step(operation, "ended", model=answer.model)
-        return operation if again else self._ledger.step(operation, "refused", refused=True)
-
-    def _restart(self, operation: Operation) -> Operation:
-        engine, container = self._engine, operation.facts["id"]
-        timeout = operation.facts["stop_timeout"]
-        if operation.step == "planned":
-            holders = stale.holders(container)
-            if holders is None:  # no GPU to look at: the engine does it all, even without us
-                operation = self._ledger.step(operation, "restart", at=time.time())
-                engine.restart(container, timeout)
-                return operation
-            operation = self._ledger.step(operation, "stop", at=time.time(), holders=holders)
-        if operation.step in ("stop", "clear"):
-            engine.stop(container, timeout)
-            operation = self._clear(operation, container)
-            operation = self._ledger.step(operation, "start")
-        if operation.step == "start":
-            engine.start(container)
-            return operation
-        came = self._what_came_of(operation)
-        if came == "stopped":
-            engine.start(container)
-        elif came == "nothing" and operation.facts.get("follows"):
-            engine.restart(container, timeout)
-        elif came == "nothing":
-            raise HealError("the engine was asked for a restart, and nothing came of it")
-        return operation
-
-    def _what_came_of(self, operation: Operation) -> Literal["restarted", "stopped", "nothing"]:
-        """What came of a restart that was asked of the engine, by a call whose answer was lost."""
-        asked = float(operation.facts["at"])
-        patience = operation.facts["stop_timeout"] + ANSWER_SECONDS
-        while True:
-            state = self._engine.inspect(operation.facts["id"])["State"]
-            if seconds_of(state["StartedAt"]) >= asked:
-                return "restarted"
-            if state["Status"] in ("exited", "dead"):
-                # An engine that died in the middle notes the end when it is back. Whoever stopped
-                # it: we have asked for it to run, and it must not be lost.
-                return "stopped"
-            if not asked <= time.time() <= asked + patience:
-                return "nothing"
-            time.sleep(RETRY_SECONDS)
-
-    def _stop(self, operation: Operation) -> Operation:
-        operation = self._ledger.step(operation, "stop", at=time.time())
-        self._engine.stop(operation.facts["id"], operation.facts["stop_timeout"])
-        return operation
-
-    def _clear(self, operation: Operation, container: str) -> Operation:
-        """End what still holds VRAM of a container that has stopped."""
-        holders = operation.facts.get("holders")
-        if holders:
-            operation = self._ledger.step(operation, "clear")
-            for process in stale.end(container, holders):
-                _log.warning("%s: ended %s, which still held VRAM", operation.name, process)
-        return operation
-
-    # -- recreate
-
-    def _recreate(self, operation: Operation) -> Operation:
-        try:
-            return self._make_again(operation)
-        except UnreachableError:
-            raise
-        except EngineError as error:
-            return self._undo(self._ledger.reload(operation), str(error))
-
-    def _make_again(self, operation: Operation) -> Operation:
-        engine, ledger = self._engine, self._ledger
-        name, old = operation.name, operation.facts["id"]
-        if operation.step == "undo":
-            return self._undo(operation, operation.facts["because"])
-        if operation.step == "planned":
-            found = engine.find(old)
-            if found is None:
-                raise HealError(f"{name} was removed by somebody else")
-            if found["HostConfig"].get("AutoRemove"):
-                raise HealError(f"{name} is removed when it stops (--rm): it cannot be recreated")
-            name = found["Name"].lstrip("/")
-            operation = ledger.step(
-                operation,
-                "create",
-                new_name=f"{name}-autoheal-new-{old[:8]}",
-                old_name=f"{name}-autoheal-old-{old[:8]}",
-                name=name,
-                runs=operation.facts.get("runs", True),
-                holders=stale.holders(old),
-            )
-        facts = operation.facts
-        name = facts["name"]
-        if operation.step == "create":
-            operation = ledger.step(operation, "stop", new_id=self._create(operation))
-        facts = operation.facts
-        new = facts["new_id"]
-        if operation.step in ("stop", "clear"):
-            engine.stop(old, facts["stop_timeout"])
-            operation = self._clear(operation, old)
-            operation = ledger.step(operation, "set aside")
-        if operation.step == "set aside":
-            self._name(old, facts["old_name"], name)
-            operation = ledger.step(operation, "rename")
-        if operation.step == "rename":
-            self._name(new, name, facts["new_name"])
-            operation = ledger.step(operation, "start")
-        if operation.step == "start":
-            if facts["runs"]:
-                before = engine.find(old)
-                if before is not None and before["State"]["Running"]:  # the engine came back
-                    engine.stop(old, facts["stop_timeout"])
-                engine.start(new)
-                if engine.ends_within(new, STAYS_UP_SECONDS):
-                    code = engine.inspect(new)["State"]["ExitCode"]
-                    raise EngineError(f"the new {name} ended at once, with {code}")
-            operation = ledger.step(operation, "remove")
-        if operation.step == "remove":
-            self._remove(old)
-        return operation
-
-    def _remove(self, container: str) -> None:
-        """Remove what was set aside; the engine may need a moment to let go of it."""
-        for tries_left in range(TRIES - 1, -1, -1):
-            try:
-                self._engine.remove(container)
-            except GoneError:
-                pass
-            except UnreachableError:
-                raise
-            except EngineError:
-                if not tries_left:
-                    raise
-                time.sleep(RETRY_SECONDS)
-                continue
-            return
-
-    def _create(self, operation: Operation) -> str:
-        """Make the new container, under its own name and not started; returns its id."""
-        facts, engine = operation.facts, self._engine
-        half_made = engine.find(facts["new_name"])
-        if half_made is not None:  # by an earlier life, perhaps without all of its networks
-            engine.remove(half_made["Id"])
-        old = engine.inspect(facts["id"])
-        named, is_id = old["Config"]["Image"], old["Image"]
-        gone = [one for one in sources_of_volumes(old) if engine.find(one) is None]
-        image = named if engine.image_of(named) == is_id else is_id
-        successors = facts.get("successors", {})
-        for attempt in (image, is_id):
-            made = engine.create(
-                facts["new_name"], recipe(old, image=attempt, gone=gone, successors=successors)
-            )
-            if engine.inspect(made)["Image"] == is_id:
-                return made
-            engine.remove(made)  # the name was given to another image just now
-        raise EngineError(f"{operation.name} could not be made from the same image")
-
-    def _name(self, container: str, name: str, other: str) -> None:
-        """Rename a container, unless it has that name; one that has neither was renamed by a
-        person."""
-        now = self._engine.inspect(container)["Name"].lstrip("/")
-        if now == name:
-            return
-        if now != other:
-            raise ConflictError(f"somebody renamed {other} to {now}")
-        self._engine.rename(container, name)
-
-    def _undo(self, operation: Operation, because: str) -> Operation:
-        """Bring the old container back; always raises, for the operation has failed."""
-        engine, facts, name = self._engine, operation.facts, operation.facts.get("name", "")
-        if operation.step == "remove":  # the new one runs
-            _log.warning("%s: the old container could not be removed: %s", name, because)
-            return operation
-        if operation.step != "undo":
-            stopped, aside = operation.step != "create", operation.step in ("rename", "start")
-            operation = self._ledger.step(
-                operation, "undo", because=because, stopped=stopped, aside=aside
-            )
-        stopped, aside = operation.facts["stopped"], operation.facts["aside"]
-        new = engine.find(facts.get("new_id") or facts["new_name"])
-        old = engine.find(facts["id"])
-        if old is None and aside and new is not None:
-            # Somebody cleaned up what we had set aside; what is left must not be lost.
-            if new["Name"].lstrip("/") != name:
-                engine.rename(new["Id"], name)
-            raise HealError(f"{because}; the old {name} was removed meanwhile, the new one is left")
-        if new is not None and new["Id"] != facts["id"]:
-            engine.remove(new["Id"])
-        if old is None:
-            raise HealError(f"{because}; the old {name} was removed by somebody else meanwhile")
-        notes = []
-        if old["Name"].lstrip("/") == facts.get("old_name"):
-            try:
-                engine.rename(facts["id"], name)
-            except ConflictError:
-                raise HealError(
-                    f"{because}; somebody made another {name} meanwhile, so the old one is kept, "
-                    f"stopped, as {facts['old_name']}"
-                ) from None
-        if stopped and facts["runs"] and not old["State"]["Running"]:
-            try:
-                engine.start(facts["id"])
-            except UnreachableError:
-                raise
-            except EngineError as error:
-                notes.append(f", but does not start: {error}")
-        raise HealError(f"{because}; the old {name} is back" + "".join(notes))
-
-    # -- Swarm
-
-    def _update(self, operation: Operation) -> Operation:
-        service = operation.facts["id"]
-        if operation.step == "planned":
-            forced = self._engine.service(service).forced + 1
-            operation = self._ledger.step(operation, "update", forced=forced)
-        if self._engine.service(service).forced < operation.facts["forced"]:
-            self._engine.update_by_force(service, operation.facts["forced"])
-        deadline = time.monotonic() + UPDATE_SECONDS
-        while time.monotonic() < deadline:
-            update = self._engine.service(service)
-            if update.state == "completed":
-                return operation
-            if update.state in ("paused", "rollback_paused", "rollback_completed"):
-                raise HealError(f"Swarm's update is {update.state}: {update.message}")
-            time.sleep(UPDATE_LOOK_SECONDS)
-        raise HealError(f"Swarm's update is not over after {UPDATE_SECONDS:g} s")
-
-    def _deploy(self, operation: Operation) -> Operation:
-        """`docker stack deploy`: only Docker's own program reads stack files."""
-        operation = self._ledger.step(operation, "deploy")
-        file = operation.facts["file"]
-        command = ["docker", "--host", self._engine.url, "stack", "deploy", "--compose-file", file]
-        try:
-            done = subprocess.run(
-                [*command, "--with-registry-auth", operation.name],
-                capture_output=True,
-                text=True,
-                timeout=UPDATE_SECONDS,
-            )
-        except FileNotFoundError:
-            raise HealError(
-                "there is no docker program here to read the stack file with: mount one, or leave "
-                "the file out for an update by force"
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise HealError(
-                f"docker stack deploy was not over after {UPDATE_SECONDS:g} s"
-            ) from None
-        if done.returncode != 0:
-            raise HealError(f"docker stack deploy: {' '.join(done.stderr.split())[-300:]}")
-        return operation
 
     # -- followers
 

@@ -119,6 +119,25 @@ class Sighting:
         return is_of_compose(self.labels)
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """A container as a possible follower of another.
+
+    Attributes:
+        id: its full id.
+        name: without the leading slash.
+        state: Docker's word.
+        labels: all of them.
+        shares: ids of the containers whose network, PID or IPC namespace it is in.
+    """
+
+    id: str
+    name: str
+    state: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    shares: frozenset[str] = frozenset()
+
+
 def is_of_compose(labels: Mapping[str, str]) -> bool:
     """Whether a container is one of a Compose service (and not of `docker compose run`)."""
     needed = {COMPOSE_PROJECT, COMPOSE_SERVICE, COMPOSE_NUMBER}

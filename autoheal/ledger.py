@@ -13,13 +13,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from autoheal.incident import Action, Attempt, Incident
+from autoheal.operation import Operation, Unfinished
 
 VERSION = 1
 
@@ -63,39 +64,6 @@ _ATTEMPT = """attempts.*, (
 _TABLES = ("incidents", "attempts", "operations", "steps", "pauses", "requests", "starts")
 
 _log = logging.getLogger("autoheal")
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One container's or service's share of an attempt.
-
-    Attributes:
-        id: of its row.
-        kind: runner, restart, recreate, stop, update (of a Swarm service), deploy (of a stack
-            file).
-        name: of the container, service or stack.
-        facts: what a successor needs to know; grows with the steps.
-        step: the last one begun; `planned` before the first.
-        outcome: done, undone or failed; None while it is open.
-    """
-
-    id: int
-    kind: str
-    name: str
-    facts: Mapping[str, Any]
-    step: str = "planned"
-    outcome: str | None = None
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """An attempt that nobody saw the end of, and its operations, in order."""
-
-    attempt: int
-    incident: Incident
-    action: Action
-    at: float
-    operations: tuple[Operation, ...]
 
 
 @dataclass(frozen=True)

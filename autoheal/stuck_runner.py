@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoheal.engine import Engine, EngineError, ForbiddenError
 from autoheal.healthcheck import probe_program
+from autoheal.ledger import Ledger
+from autoheal.operation import Operation
+
+_log = logging.getLogger("autoheal")
 
 END_SECONDS = 330.0
 """How long the probe may take for it: the longest PROBE_TIMEOUT, and what it takes to end."""
@@ -24,7 +29,21 @@ class Answer:
     model: str = ""
 
 
-def end_runner(engine: Engine, container: str, test: Sequence[str]) -> Answer:
+def end_runner(engine: Engine, ledger: Ledger, operation: Operation) -> Operation:
+    """End the stuck runner in a container; nothing, where its probe says that there is none."""
+    if operation.step in ("ended", "refused"):
+        return operation
+    container = operation.facts["id"]
+    again = operation.step == "end runner"  # whose answer was lost
+    operation = ledger.step(operation, "end runner")
+    answer = ask(engine, container, engine.look(container).test)
+    _log.info("%s: %s", operation.name, answer.words)
+    if answer.ended:
+        return ledger.step(operation, "ended", model=answer.model)
+    return operation if again else ledger.step(operation, "refused", refused=True)
+
+
+def ask(engine: Engine, container: str, test: Sequence[str]) -> Answer:
     """Have the probe in a container end the process that it finds stalled.
 
     The probe makes a check of its own before, and ends nothing that is well by then.

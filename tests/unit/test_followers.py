@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoheal.engine import Neighbour
 from autoheal.followers import followers
+from autoheal.incident import Neighbour
 
 
 def one(

@@ -10,9 +10,10 @@ from typing import cast
 
 import pytest
 
+from autoheal import stuck_runner
 from autoheal.engine import Engine, EngineError, ForbiddenError
 from autoheal.healthcheck import probe_program
-from autoheal.stuck_runner import Answer, end_runner
+from autoheal.stuck_runner import Answer
 
 TEST = ("CMD", "/probe/bin/ollama-probe", "check", "--timeout", "5")
 
@@ -32,12 +33,14 @@ class Runs:
 
 
 def ask(end: tuple[int, str] | Exception) -> Answer:
-    return end_runner(cast(Engine, Runs(end)), "c0ffee", TEST)
+    return stuck_runner.ask(cast(Engine, Runs(end)), "c0ffee", TEST)
 
 
 def test_it_is_the_probe_of_the_health_check_that_is_asked() -> None:
     engine = Runs((0, '{"result": "ended", "message": "it was ended"}'))
-    assert end_runner(cast(Engine, engine), "c0ffee", TEST) == Answer("it was ended", ended=True)
+    assert stuck_runner.ask(cast(Engine, engine), "c0ffee", TEST) == Answer(
+        "it was ended", ended=True
+    )
     assert engine.commands == [["/probe/bin/ollama-probe", "end-runner", "--format", "json"]]
 
 
