@@ -264,6 +264,7 @@ def autoheal(label: str, tmp_path: Path) -> Iterator[Callable[..., Autoheal]]:
     yield begin
     for one in running:
         one.kill()
+        print("\n".join(one.lines))  # shown with a test that fails
     with suppress(docker.errors.DockerException):  # a test without an engine has no leases
         runs.remove_leases(docker.from_env(), {one.process.pid for one in running})
 
