@@ -331,6 +331,9 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert "Successfully ended the stuck runner in the container!" in told["text"]
 
 
+@pytest.mark.parametrize(
+    "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
+)
 def test_of_two_models_that_hang_at_once_each_is_ended_alone_and_a_third_goes_on(
     each_ollama: Start, autoheal: Callable[..., Autoheal]
 ) -> None:
