@@ -230,7 +230,7 @@ def _next_step(
         return Decision(Verb.WAIT, why, "healing is paused", paused_until, paused=True)
     # Nothing was done about another model yet; that it is stuck, the probe finds again before.
     another = action is Action.RUNNER and _names_another(sighting, incident)
-    if last is not None and not another and not _is_judged(sighting, last, now):
+    if last is not None and not _is_judged(sighting, last, now, checks=1 if another else 2):
         words = "the next health checks show whether it helped"
         return Decision(Verb.WAIT, why, words, now + LOOK_SECONDS)
     until = 0.0 if another else not_before(sighting, incident, policy)
@@ -290,31 +290,36 @@ def _names_a_runner(sighting: Sighting) -> bool:
 def _names_another(sighting: Sighting, incident: Incident) -> bool:
     """Whether the last check names the runner of a model for which nothing was done yet.
 
-    So it is only where nothing but others' runners were ended: that has not failed to help it. A
-    refusal may have been about it, and the check of before that.
+    So it is only where nothing but others' runners were ended, each once: that has not failed to
+    help it. A refusal may have been about it, and the check of before that.
     """
     verdict = parse(sighting.line)
     if verdict is None or not _names_a_runner(sighting) or not incident.attempts:
         return False
     attempts = [one for one in incident.attempts if not one.refused]
     ended = {one.model for one in attempts if one.action is Action.RUNNER}
-    only_runners = all(one.action is Action.RUNNER and one.error is None for one in attempts)
+    once = len(ended) == len(attempts) and all(one.error is None for one in attempts)
     named = verdict.readings.get("model")
     known = isinstance(named, str) and named != "" and "" not in ended and named not in ended
-    return known and bool(ended) and only_runners and not incident.attempts[-1].refused
+    return known and once and not incident.attempts[-1].refused
 
 
-def _is_judged(sighting: Sighting, last: Attempt, now: float) -> bool:
+def _is_judged(sighting: Sighting, last: Attempt, now: float, *, checks: int = 2) -> bool:
     """Whether the sighting rests on a check that began after the last attempt.
 
     Where that ended a runner, and the container went on, its health is of before until then. The
     engine's clock may not be ours: its times are compared with each other only.
+
+    Args:
+        sighting: the container now.
+        last: the last attempt.
+        now: seconds of the wall clock.
+        checks: so many have to be new; the first of them may have begun before.
     """
     ended = last.at if last.ended is None else last.ended
     if last.action is not Action.RUNNER or not ended <= now < ended + sighting.check_seconds:
         return True
-    # The first of them may have begun before.
-    return last.checked is not None and sum(c.at > last.checked for c in sighting.checks) >= 2
+    return last.checked is not None and sum(c.at > last.checked for c in sighting.checks) >= checks
 
 
 def not_before(sighting: Sighting, incident: Incident, policy: Policy) -> float:

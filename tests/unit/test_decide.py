@@ -382,29 +382,28 @@ def just_ended(*models: str, **more: Any) -> Incident:
     return after_the_runners_of(*models, ago=1, checked=2, **more)
 
 
-STALE = (Check(1, 1, stalls("a").line), Check(2, 1, stalls("b").line))
-"""Checks that began before `just_ended`."""
-
-
 @pytest.mark.parametrize(
-    ("model", "incident", "policy", "verb"),
+    ("model", "checks", "incident", "policy", "verb"),
     [
-        # the runner of another model waits for no check and no backoff
-        ("b", just_ended("a"), USUAL, "act"),
-        ("a", just_ended("a"), USUAL, "wait"),
-        # anything else than a runner does: the check may be of before the end
-        ("b", replace(just_ended("a"), spent=(NOW - 60,) * 2), USUAL, "wait"),
-        ("b", just_ended("a"), replace(USUAL, ladder=LADDER), "wait"),
-        ("d", just_ended("a", "b", "c"), USUAL, "wait"),
-        # and one that its probe has just refused to end
-        ("b", refused_after(just_ended("a")), USUAL, "wait"),
-        ("b", refused_after(just_ended("a")), replace(USUAL, action=Action.RUNNER), "wait"),
+        # the runner of another model waits for one new check, and for no backoff
+        ("b", 2, just_ended("a"), USUAL, "wait"),
+        ("b", 3, just_ended("a"), USUAL, "act"),
+        ("a", 3, just_ended("a"), USUAL, "wait"),
+        # anything else than a runner does: that check may have begun before the end
+        ("b", 3, replace(just_ended("a"), spent=(NOW - 60,) * 2), USUAL, "wait"),
+        ("b", 3, just_ended("a"), replace(USUAL, ladder=LADDER), "wait"),
+        ("d", 3, just_ended("a", "b", "c"), USUAL, "wait"),
+        # so does one that its probe has just refused to end, and one where it ended another again
+        ("b", 3, refused_after(just_ended("a")), USUAL, "wait"),
+        ("b", 3, refused_after(just_ended("a")), replace(USUAL, action=Action.RUNNER), "wait"),
+        ("b", 3, just_ended("a", "a"), replace(USUAL, action=Action.RUNNER), "wait"),
     ],
 )
-def test_only_another_models_runner_waits_for_no_check(
-    model: str, incident: Incident, policy: Policy, verb: str
+def test_only_another_models_runner_waits_for_no_second_check(
+    model: str, checks: int, incident: Incident, policy: Policy, verb: str
 ) -> None:
-    sick = replace(stalls(model), checks=STALE, check_seconds=90)
+    log = tuple(Check(at + 1, 1, stalls(model).line) for at in range(checks))
+    sick = replace(stalls(model), checks=log, check_seconds=90)
     assert decide(sick, incident, policy, NOW).verb == verb
 
 

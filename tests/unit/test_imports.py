@@ -15,11 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {
     "probe": {"probe"},
     "autoheal": {"autoheal", "probe"},
+    "bundle": {"bundle"},
     "testbed": {"testbed", "autoheal", "probe"},
     "scripts": {"scripts", "testbed", "autoheal", "probe"},
     "bench": {"bench", "testbed", "autoheal", "probe"},
     # What is tested is imported; tests of one folder may share a module that lies in it.
-    "tests": {"scripts", "testbed", "autoheal", "probe"},
+    "tests": {"bundle", "scripts", "testbed", "autoheal", "probe"},
 }
 """For each folder of ours, the folders of ours that its modules may import."""
 
