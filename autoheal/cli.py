@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoheal import __version__
-from autoheal.drill import FAULTS
 from autoheal.incident import Action
 from autoheal.settings import KNOBS, Settings
 from probe.cli import OneLineGroup, knob_options
@@ -22,6 +21,13 @@ from probe.cli import OneLineGroup, knob_options
 if TYPE_CHECKING:
     from autoheal.engine import Engine
     from autoheal.ledger import Ledger
+
+FAULTS = {
+    "freeze": "its first process stands still (SIGSTOP)",
+    "freeze-runner": "the process that serves the model stands still, Ollama's API goes on",
+    "kill-runner": "the process that serves the model is killed; Ollama starts another",
+}
+"""What `autoheal drill` can break, and what that means."""
 
 HEAL_SECONDS = 600.0
 """How long `autoheal heal` waits for its answer."""

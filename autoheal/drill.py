@@ -10,12 +10,6 @@ from autoheal.engine import Engine, EngineError, GoneError
 from autoheal.healthcheck import environment, probe_setting
 from autoheal.incident import Health, Sighting
 
-FAULTS = {
-    "freeze": "its first process stands still (SIGSTOP)",
-    "freeze-runner": "the process that serves the model stands still, Ollama's API goes on",
-    "kill-runner": "the process that serves the model is killed; Ollama starts another",
-}
-
 LOOK_SECONDS = 0.1
 
 _SIGNAL_RUNNERS = """
@@ -55,7 +49,7 @@ def drill(
     Args:
         engine: where it runs.
         name: of the container, which must be healthy.
-        fault: one of `FAULTS`.
+        fault: one of `cli.FAULTS`.
         patience: after so many seconds without a heal, a frozen container is thawed.
         say: is told of each change, in seconds since the fault.
 

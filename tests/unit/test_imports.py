@@ -93,6 +93,15 @@ def test_the_rules_need_none_of_the_packages_of_hands() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_a_command_that_runs_every_few_seconds_loads_nothing_that_another_needs() -> None:
+    """`autoheal health`, above all."""
+    code = "import sys, autoheal.cli, autoheal.heartbeat; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert not {"docker", "requests", "httpx", "apprise", "uvicorn"} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "probe").rglob("*.py")), ids=lambda f: f.stem)
 def test_a_file_of_the_probe_fits_in_one_head(file: Path) -> None:
     assert len(file.read_text().splitlines()) < 400
