@@ -1,4 +1,7 @@
-"""What one check leaves for the next, as plain data."""
+"""What one check leaves for the next, as plain data.
+
+`memory_file.py` reads it back by the types of its fields: they are no text here.
+"""
 
 from dataclasses import dataclass, field
 
