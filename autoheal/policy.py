@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoheal.incident import Action, News
-from probe.knobs import absolute, boolean, knobs_of, one_of, optional, seconds, setting, whole
+from probe.knobs import (
+    BOOLEAN,
+    ReadSettings,
+    absolute,
+    knobs_of,
+    one_of,
+    optional,
+    seconds,
+    setting,
+    whole,
+)
 
 
 def _action(text: str) -> Action | None:
@@ -34,7 +44,7 @@ _WHOLE_SECONDS = (lambda text: round(_STOP[0](text)), _STOP[1])
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(ReadSettings):
     """How one container is treated. Times are in seconds.
 
     Attributes:
@@ -106,7 +116,7 @@ class Policy:
     dry_run: bool = setting(
         "AUTOHEAL_DRY_RUN",
         "false",
-        boolean(),
+        BOOLEAN,
         "Say what would be done, and do nothing.",
         label="autoheal.dry-run",
     )
@@ -134,7 +144,7 @@ class Policy:
     itself: bool = setting(
         "AUTOHEAL_ITSELF",
         "false",
-        boolean(),
+        BOOLEAN,
         "Heal the container that autoheal runs in too.",
         label="autoheal.itself",
     )

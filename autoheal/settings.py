@@ -7,17 +7,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any, Self
 
 from autoheal import policy
 from probe.knobs import (
+    BOOLEAN,
+    ReadSettings,
     absolute,
     address,
-    boolean,
     knobs_of,
     number,
     one_of,
     optional,
-    read,
     seconds,
     setting,
     whole,
@@ -58,8 +59,11 @@ def _urls(text: str) -> tuple[str, ...]:
     return urls
 
 
+_path, _ = absolute("a file's absolute path")
+
+
 def _ledger_path(text: str) -> str:
-    return text if text == MEMORY else absolute("")[0](text)
+    return text if text == MEMORY else _path(text)
 
 
 def _words(text: str) -> str:
@@ -88,7 +92,7 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ReadSettings):
     """The supervisor's settings. Times are in seconds.
 
     Attributes:
@@ -117,7 +121,7 @@ class Settings:
     only_monitor_running: bool = setting(
         "AUTOHEAL_ONLY_MONITOR_RUNNING",
         "false",
-        boolean(),
+        BOOLEAN,
         "Accepted for compatibility; has no effect. A container that somebody stopped or paused "
         "is left alone with either value.",
     )
@@ -299,11 +303,11 @@ class Settings:
 
     @classmethod
     def from_flags_and_env(
-        cls, flags: Mapping[str, str | None], env: Mapping[str, str]
-    ) -> Settings:
-        """Read them all; raises `SettingError`."""
-        defaults = policy.Policy(**read(policy.KNOBS, flags, env))
-        return cls(**read(PROCESS_KNOBS, flags, env), defaults=defaults)
+        cls, flags: Mapping[str, str | None], env: Mapping[str, str], **more: Any
+    ) -> Self:
+        """Those of the process, and the defaults of all containers."""
+        defaults = policy.Policy.from_flags_and_env(flags, env)
+        return super().from_flags_and_env(flags, env, defaults=defaults, **more)
 
     def policy(self, labels: Mapping[str, str]) -> policy.Policy:
         """How a container with these labels is treated."""

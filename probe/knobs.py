@@ -4,9 +4,10 @@ A knob is read from its flag, else from its environment variable, else it has it
 default. A bad value is one `SettingError`: what, where, and what is allowed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 Allowed = tuple[Callable[[str], Any], str]
 """What a setting may be: a parser, and the same in words that end the error message."""
@@ -64,28 +65,37 @@ def setting(env: str, default: str, allowed: Allowed, meaning: str, **more: Any)
     return field(default=parse(default), metadata={"knob": knob})
 
 
+@functools.cache
 def knobs_of(settings: type) -> tuple[Knob, ...]:
     """The knobs of a class of settings, in their order."""
     found = ((one.name, one.metadata.get("knob")) for one in fields(settings))
     return tuple(replace(knob, name=name) for name, knob in found if knob is not None)
 
 
-def read(
-    knobs: Sequence[Knob], flags: Mapping[str, str | None], env: Mapping[str, str]
+class ReadSettings:
+    """A class of settings whose fields are made by `setting`; a base of dataclasses."""
+
+    @classmethod
+    def from_flags_and_env(
+        cls, flags: Mapping[str, str | None], env: Mapping[str, str], **more: Any
+    ) -> Self:
+        """Read every setting; one that is not given has its default.
+
+        Args:
+            flags: values given as flags, by the setting's name; None where a flag was not given.
+            env: the environment. A variable that is empty counts as not set.
+            more: fields that are no settings.
+
+        Raises:
+            SettingError: for the first value that is not allowed.
+        """
+        knobs = knobs_of(cls)  # type: ignore[arg-type] # every class is hashable
+        return cls(**_given(knobs, flags, env), **more)
+
+
+def _given(
+    knobs: tuple[Knob, ...], flags: Mapping[str, str | None], env: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Read every knob.
-
-    Args:
-        knobs: what to read.
-        flags: values given as flags, by knob name; None where a flag was not given.
-        env: the environment. A variable that is empty counts as not set.
-
-    Returns:
-        One parsed value for each knob's name.
-
-    Raises:
-        SettingError: for the first value that is not allowed.
-    """
     values = {}
     for knob in knobs:
         flag = flags.get(knob.name)
@@ -94,7 +104,7 @@ def read(
         elif env.get(knob.env, "") != "":
             source, text = knob.env, env[knob.env]
         else:
-            source, text = knob.env, knob.default
+            continue
         try:
             values[knob.name] = knob.parse(text.strip())
         except ValueError:
@@ -155,16 +165,14 @@ def address(text: str) -> tuple[str, int]:
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def boolean() -> Allowed:
-    """A parser for yes or no, and what it allows in words."""
+def _boolean(text: str) -> bool:
+    try:
+        return _TRUTHS[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
 
-    def parse(text: str) -> bool:
-        try:
-            return _TRUTHS[text.lower()]
-        except KeyError:
-            raise ValueError(text) from None
 
-    return parse, "true or false"
+BOOLEAN: Allowed = (_boolean, "true or false")
 
 
 def optional(allowed: Allowed) -> Allowed:

@@ -1,12 +1,20 @@
 """Every setting of the probe: how it is named, read and explained."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Self
 from urllib.parse import urlsplit
 
-from probe.knobs import Allowed, address, knobs_of, number, one_of, read, seconds, setting, whole
+from probe.knobs import (
+    Allowed,
+    ReadSettings,
+    address,
+    knobs_of,
+    number,
+    one_of,
+    seconds,
+    setting,
+    whole,
+)
 
 
 def _percent(text: str) -> float:
@@ -91,7 +99,7 @@ RETIRED_FLAGS = ("--quiet", "--max-first-token", "--keep-alive")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ReadSettings):
     """The probe's settings. Times are in seconds."""
 
     host: str = setting(
@@ -236,14 +244,9 @@ class Settings:
         name = urlsplit(self.host).hostname or ""
         return name in ("localhost", "::1") or name.startswith("127.")
 
-    @classmethod
-    def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
-        """Read them all; raises `SettingError`."""
-        return cls(**read(knobs_of(cls), flags, env))
-
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(ReadSettings):
     """Settings of `serve`.
 
     Attributes:
@@ -271,11 +274,6 @@ class ServeSettings:
         "/health answers 503 where less VRAM than this is free (in GiB) and no model is in it: "
         "the next load would find no room. 0: never.",
     )
-
-    @classmethod
-    def from_flags_and_env(cls, flags: Mapping[str, str | None], env: Mapping[str, str]) -> Self:
-        """Read them all; raises `SettingError`."""
-        return cls(**read(knobs_of(cls), flags, env))
 
 
 KNOBS = knobs_of(Settings)

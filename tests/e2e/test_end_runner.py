@@ -25,6 +25,11 @@ from testbed.webhook import Webhook
 
 Start = Callable[..., Ollama]
 
+TWIN_FIRST = pytest.mark.parametrize(
+    "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
+)
+"""On both generations, for what takes long: on the older one with `more` only."""
+
 
 @pytest.fixture(params=["0.9.3", "twin"])
 def start_unchecked(request: pytest.FixtureRequest) -> Start:
@@ -331,9 +336,7 @@ def test_only_the_frozen_runner_is_ended_and_the_next_user_is_answered(
     assert "Successfully ended the stuck runner in the container!" in told["text"]
 
 
-@pytest.mark.parametrize(
-    "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
-)
+@TWIN_FIRST
 def test_of_two_models_that_hang_at_once_each_is_ended_alone_and_a_third_goes_on(
     each_ollama: Start, autoheal: Callable[..., Autoheal]
 ) -> None:
@@ -361,9 +364,7 @@ def test_of_two_models_that_hang_at_once_each_is_ended_alone_and_a_third_goes_on
     assert other in runner.pids(server)
 
 
-@pytest.mark.parametrize(
-    "each_ollama", ["twin", pytest.param("0.9.3", marks=pytest.mark.more)], indirect=True
-)
+@TWIN_FIRST
 def test_a_runner_that_cannot_be_killed_is_left_to_an_operator_and_nothing_is_restarted(
     each_ollama: Start, autoheal: Callable[..., Autoheal]
 ) -> None:

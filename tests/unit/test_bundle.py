@@ -8,6 +8,7 @@ import importlib.util
 import marshal
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,11 +110,15 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
+def start_of(archive: Path) -> str:
+    """What lets a Python import out of this file."""
+    start = f"import sys; sys.path.insert(0, {str(Path(bundled.__file__).parent)!r})\n"
+    return start + f"import bundled; bundled.install({str(archive)!r}, '/nowhere')\n"
+
+
 def run_in(archive: Path, code: str) -> str:
     """What a Python prints that imports out of this file."""
-    start = f"import sys; sys.path.insert(0, {str(Path(bundled.__file__).parent)!r})\n"
-    start += f"import bundled; bundled.install({str(archive)!r}, '/nowhere')\n"
-    command = [sys.executable, "-IS", "-c", start + code]
+    command = [sys.executable, "-IS", "-c", start_of(archive) + code]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -135,6 +140,18 @@ def test_what_need_not_start_fast_is_compressed(archive: Path) -> None:
     assert compressed == {"whole", "whole.part", "later"}
 
 
-def test_a_type_that_stands_as_text_can_still_be_evaluated(archive: Path) -> None:
-    code = "import typing\nclass A: x: 'typing.List[A]'\n"
-    assert run_in(archive, code + "print(typing.get_type_hints(A))").startswith("{'x': typing.List")
+def test_a_type_that_stands_as_text_is_compiled_when_it_is_evaluated(tmp_path: Path) -> None:
+    code = compile(Path(typing.__file__).read_text(), "typing", "exec")
+    bundle.write(
+        tmp_path / "modules", {"typing": bundle.Module("typing", code, False, False)}, None
+    )
+    asked = "import typing; print(repr(typing.ForwardRef('A').__forward_code__))\n"
+    asked += "class A: x: 'typing.List[A]'\n"
+    asked += "print(typing.get_type_hints(A)['x'].__args__[0].__name__)"
+    assert run_in(tmp_path / "modules", asked).splitlines() == ["'A'", "A"]
+
+
+def test_what_dataclasses_and_patterns_compile_is_recorded(archive: Path) -> None:
+    seen = bundle.record(Path(sys.executable), start_of(archive), ["made"], ["made"])
+    assert any("__init__" in text for text in seen.texts)
+    assert "x+" in {pattern for pattern, _ in seen.patterns}
